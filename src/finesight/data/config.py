@@ -1,0 +1,44 @@
+"""What a user says about the data; read by `loading.load`."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from finesight.config import Section
+
+
+class DataConfig(Section):
+    """Where the images are, how they are split and prepared."""
+
+    root: str | None = Field(
+        None,
+        description="Image folder, zip of one, CSV/JSONL/parquet with paths, npz, CIFAR-10 python batches, "
+        "'digits' (ships with scikit-learn), or 'hub:OWNER/NAME'",
+    )
+    revision: str | None = Field(None, description="Commit or tag of a hub dataset")
+    image_column: str | None = Field(None, description="Column with the image or its path; found by name if not given")
+    label_column: str | None = Field(None, description="Column with the label; found by name if not given")
+    group: str | None = Field(
+        None,
+        description="Samples that share an origin stay in one split: a column name, 'folder', 'leaf' (PlantVillage "
+        "file names), or a regular expression with one group, searched in the sample's id",
+    )
+    near_duplicates: Literal["ignore", "group"] = Field(
+        "ignore", description="'group' also keeps visually near-identical images in one split"
+    )
+    splits: Literal["given", "new"] = Field(
+        "given", description="'given' keeps the splits of the source and makes missing ones; 'new' pools and splits anew"
+    )
+    validation: float = Field(0.1, gt=0, lt=1, description="Share of the training images held out to choose the epoch")
+    test: float = Field(0.2, gt=0, lt=1, description="Share held out for the final number, where the source has no test split")
+    limit_train: int | None = Field(None, ge=1, description="Use at most this many training images, stratified")
+    limit_validation: int | None = Field(None, ge=1, description="Use at most this many validation images, stratified")
+    limit_test: int | None = Field(None, ge=1, description="Use at most this many test images, stratified")
+    skip_bad: int = Field(0, ge=0, description="Leave out up to this many unreadable images instead of stopping")
+    sixteen_bit: Literal["full", "minmax"] = Field(
+        "full", description="16-bit images to 8: by the full range 0-65535, or by each image's own minimum and maximum"
+    )
+    fit: Literal["squash", "crop", "pad"] = Field(
+        "squash", description="How an image becomes square: stretched, centre-cropped, or padded with black"
+    )
+    cache_dir: str | None = Field(None, description="Folder for decoded images and features; default ~/.cache/finesight")
