@@ -13,7 +13,7 @@ class DataConfig(Section):
     root: str | None = Field(
         None,
         description="Image folder, zip of one, CSV/JSONL/parquet with paths, npz, CIFAR-10 python batches, "
-        "'digits' (ships with scikit-learn), or 'hub:OWNER/NAME'",
+        "'sklearn:digits', or 'hub:OWNER/NAME'",
     )
     revision: str | None = Field(None, description="Commit or tag of a hub dataset")
     image_column: str | None = Field(None, description="Column with the image or its path; found by name if not given")
