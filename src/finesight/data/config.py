@@ -41,4 +41,7 @@ class DataConfig(Section):
     fit: Literal["squash", "crop", "pad"] = Field(
         "squash", description="How an image becomes square: stretched, centre-cropped, or padded with black"
     )
+    size: int | None = Field(
+        None, ge=8, description="Side in pixels at which images are held before augmentation; default: the model's input"
+    )
     cache_dir: str | None = Field(None, description="Folder for decoded images and features; default ~/.cache/finesight")

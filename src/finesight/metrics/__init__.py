@@ -1,0 +1,1 @@
+"""Scores with confidence intervals: per-sample statistics, and functions of their sum."""

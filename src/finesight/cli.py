@@ -1,0 +1,279 @@
+"""The command line: thin and lazy. Exit codes: 0 done, 2 the user's input, 130/143 stopped, 1 ours."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from finesight.errors import ConfigError, FinesightError
+
+USAGE = """\
+usage: finesight COMMAND ...
+
+Adapt vision models to your own images, and know how far to trust the result.
+
+  demo                        train on real digits in a minute and write a report
+  list [--json]               the recipes
+  run RECIPE [options]        train, evaluate, report; finesight run RECIPE --help shows every option
+      --output DIR            the run folder (default runs/RECIPE-TIME)
+      --resume                continue the run in DIR, bit for bit
+      --data.root PATH        your images: a folder, zip, CSV/JSONL/parquet, npz, or hub:OWNER/NAME
+  eval RUN [--json]           measure a run's stored weights again
+  predict RUN FILE... [--json]
+                              classify new images with a run
+  compare RUN RUN... [--json] [--output FILE.html]
+                              paired comparison on one test set
+  replay RUN                  run it again and compare every loss bit for bit
+  data check PATH [--json] [--output DIR] [--group RULE]
+                              corrupt files, duplicates, leaks between splits; exit code 1 on a leak
+
+Exit codes: 0 done, 2 something you gave cannot be used, 130/143 stopped by a signal, 1 a fault of ours.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "demo": _demo, "list": _list, "run": _run, "eval": _eval, "predict": _predict,
+        "compare": _compare, "replay": _replay, "data": _data,
+    }  # fmt: skip
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if words[0] == "--version":
+        from finesight import __version__
+
+        print(f"finesight {__version__}")
+        return 0
+    try:
+        if words[0] not in commands:
+            from finesight.config import nearest
+
+            raise ConfigError(f"{words[0]}: unknown command{nearest(words[0], list(commands))}. See finesight --help.")
+        signal.signal(signal.SIGTERM, _terminated)
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        return commands[words[0]](words[1:])
+    except FinesightError as error:
+        sys.stdout.flush()
+        prefix = "" if error.exit_code > 2 else "error: "
+        print("\n".join(f"{prefix}{line}" for line in str(error).splitlines()), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (finesight list | head): no fault of anybody.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _terminated(_number: int, _frame: Any) -> NoReturn:
+    raise SystemExit(143)
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, command: str) -> None:
+        super().__init__(prog=f"finesight {command}", allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}. See finesight --help.")
+
+
+def _list(words: list[str]) -> int:
+    parser = _Parser("list")
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args(words)
+    from finesight import recipes
+
+    found = [{"name": name, "description": recipes.read(name)[1].get("description", "")} for name in recipes.names()]
+    if chosen.json:
+        print(json.dumps(found, indent=2))
+    else:
+        width = max(len(recipe["name"]) for recipe in found)
+        for recipe in found:
+            print(f"{recipe['name']:<{width}}  {recipe['description']}")
+    return 0
+
+
+def _run(words: list[str]) -> int:
+    from finesight import config, recipes
+
+    recipe = words[0] if words and not words[0].startswith("-") else None
+    rest = words[1:] if recipe else list(words)
+    if "--help" in rest or "-h" in rest or (recipe is None and "--resume" not in rest):
+        return _run_help(recipe)
+    output, rest = _taken(rest, "--output")
+    resume = "--resume" in rest
+    rest = [word for word in rest if word != "--resume"]
+    if recipe is None:
+        if output is None:
+            raise ConfigError("--resume: say which run to continue: finesight run --resume --output DIR.")
+        from finesight.run_folder import open_run
+
+        name = open_run(output).read_run()["recipe"]
+        base = config.read_yaml(Path(output) / "config.yaml")
+    else:
+        name, base = recipes.read(recipe)
+    options = config.parse_flags(rest, recipes.task_class(base).Config)
+    from finesight import experiment
+
+    experiment.execute(name, base, options, Path(output) if output else None, resume, ["finesight", "run", *words])
+    return 0
+
+
+def _run_help(recipe: str | None) -> int:
+    if recipe is None:
+        from finesight import recipes
+
+        print(f"usage: finesight run RECIPE [options]\n\nRecipes: {', '.join(recipes.names())}\n")
+        print("finesight run RECIPE --help shows every option of a recipe, with its default and meaning.")
+        return 0
+    from finesight import config, recipes
+
+    name, base = recipes.read(recipe)
+    kind = recipes.task_class(base).Config
+    print(f"usage: finesight run {name} [options]\n\n{base.get('description', '')}\n")
+    print("  --output DIR\n        The run folder [default: runs/RECIPE-TIME]")
+    print("  --resume\n        Continue the run in --output, bit for bit [default: false]")
+    print(config.describe(kind, config.build(kind, base)))
+    return 0
+
+
+def _demo(words: list[str]) -> int:
+    parser = _Parser("demo")
+    parser.add_argument("--output")
+    chosen = parser.parse_args(words)
+    from finesight import experiment, recipes
+
+    name, base = recipes.read("demo")
+    print("Training a small network on scikit-learn's handwritten digits (1,797 real images) ...")
+    command = ["finesight", "demo", *words]
+    experiment.execute(name, base, {}, Path(chosen.output) if chosen.output else None, False, command)
+    print("\nNext, with your own images (one folder per class):\n  finesight run classify --data.root FOLDER")
+    return 0
+
+
+def _eval(words: list[str]) -> int:
+    run, json_wanted, rest = _run_and_json("eval", words)
+    split, rest = _taken(rest, "--split")
+    from finesight import config, experiment, recipes
+    from finesight.run_folder import open_run
+
+    stored = config.read_yaml(open_run(run).config)
+    overrides = config.parse_flags(rest, recipes.task_class(stored).Config)
+    metrics = experiment.evaluate_again(run, split or "test", overrides)
+    if json_wanted:
+        print(json.dumps(metrics, indent=2))
+    else:
+        for name, entry in metrics.items():
+            print(f"{name:<36} {_interval(entry)}")
+    return 0
+
+
+def _predict(words: list[str]) -> int:
+    parser = _Parser("predict")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args(words)
+    from finesight import experiment
+
+    rows = experiment.load_run(chosen.run).predict(chosen.files)
+    if chosen.json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        for row in rows:
+            others = sorted(row["scores"].items(), key=lambda pair: -pair[1])[1:3]
+            tail = ", ".join(f"{name} {score:.1%}" for name, score in others)
+            print(f"{row['input']}: {row['prediction']} {row['confidence']:.1%}  (then {tail})")
+    return 0
+
+
+def _compare(words: list[str]) -> int:
+    parser = _Parser("compare")
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--output", type=Path)
+    chosen = parser.parse_args(words)
+    if len(chosen.runs) < 2:
+        raise ConfigError("compare: needs two runs or more, e.g. finesight compare runs/a runs/b.")
+    from finesight import comparison
+
+    result = comparison.compare(chosen.runs)
+    if chosen.output:
+        comparison.write_page(result, chosen.output)
+    if chosen.json:
+        print(json.dumps(result, indent=2))
+    else:
+        for line in comparison.lines(result):
+            print(line)
+        if chosen.output:
+            print(f"Page: {chosen.output}")
+    return 0
+
+
+def _replay(words: list[str]) -> int:
+    parser = _Parser("replay")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--output", type=Path)
+    chosen = parser.parse_args(words)
+    from finesight import experiment
+
+    different = experiment.replay(chosen.run, ["finesight", "replay", *words], chosen.output)
+    if not different:
+        print("Replayed: every loss and every metric is the same, bit for bit.")
+        return 0
+    print("Replayed, and it is not the same run:")
+    for line in different:
+        print(f"  {line}")
+    print("Losses agree bit for bit only with the same processor, library versions and thread count; see run.json.")
+    return 1
+
+
+def _data(words: list[str]) -> int:
+    if not words or words[0] != "check":
+        given = words[0] if words else "nothing"
+        raise ConfigError(f"data: {given!r} is not a data command; there is: finesight data check PATH.")
+    parser = _Parser("data check")
+    parser.add_argument("path")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--output")
+    chosen, rest = parser.parse_known_args(words[1:])
+    from finesight import config
+    from finesight.data import check
+    from finesight.data.config import DataConfig
+
+    options = config.parse_flags(rest, DataConfig)
+    return check.main(chosen.path, as_json=chosen.json, output=chosen.output, options=options)
+
+
+def _run_and_json(command: str, words: list[str]) -> tuple[Path, bool, list[str]]:
+    if not words or words[0].startswith("-"):
+        raise ConfigError(f"{command}: name the run folder first: finesight {command} RUN.")
+    rest = [word for word in words[1:] if word != "--json"]
+    return Path(words[0]), len(rest) < len(words) - 1, rest
+
+
+def _taken(words: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """Take `flag VALUE` or `flag=VALUE` out of the words."""
+    for position, word in enumerate(words):
+        if word == flag:
+            if position + 1 == len(words) or words[position + 1].startswith("--"):
+                raise ConfigError(f"{flag}: a value is missing.")
+            return words[position + 1], words[:position] + words[position + 2 :]
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2], words[:position] + words[position + 1 :]
+    return None, words
+
+
+def _interval(entry: dict[str, Any]) -> str:
+    if entry["value"] is None:
+        return "not defined"
+    if entry["low"] is None:
+        return f"{entry['value']:.4f}  (n = {entry['n']:,})"
+    return f"{entry['value']:.4f}  [{entry['low']:.4f}, {entry['high']:.4f}]  (n = {entry['n']:,})"

@@ -1,0 +1,102 @@
+"""Comparison of runs on one test set: paired, so that what is hard for both cancels out."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from finesight.errors import RunError
+from finesight.metrics import bootstrap
+from finesight.metrics.classification import ClassificationMetric, higher_is_better
+from finesight.run_folder import open_run
+
+
+def compare(paths: list[Path], *, resamples: int = 1000, level: float = 0.95) -> dict[str, Any]:
+    """Compare every run with the first one.
+
+    Returns {"runs": [{name, path, metrics}], "pairs": [{a, b, metrics}]} with the test split's
+    metrics and the differences b - a of `bootstrap.paired`. The same resampling weights go on the
+    statistics of both. Raises `RunError` when the runs were not tested on the same samples, with the
+    same labels and classes.
+    """
+    runs, tests = [], []
+    for path in paths:
+        folder = open_run(path)
+        metrics = folder.read_metrics()["test"]
+        runs.append({"name": path.name, "path": str(path), "metrics": metrics})
+        tests.append((path, folder.read_run()["classes"], _test_rows(folder.predictions)))
+    reference = tests[0]
+    pairs = []
+    for other in tests[1:]:
+        _same_test(reference, other)
+        metric = ClassificationMetric(reference[1])
+        tables = [_statistics(metric, classes, rows) for _, classes, rows in (reference, other)]
+        groups = reference[2]["group"] if len(set(reference[2]["group"])) < len(reference[2]["group"]) else None
+        found = bootstrap.paired(metric, *tables, groups=groups, resamples=resamples, level=level)
+        pairs.append({"a": reference[0].name, "b": other[0].name, "metrics": found})
+    return {"runs": runs, "pairs": pairs}
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """The comparison as text: a table of the runs, then what differs and how surely."""
+    names = [name for name in result["runs"][0]["metrics"] if "/" not in name]
+    width = max(len(run["name"]) for run in result["runs"])
+    text = []
+    for name in names:
+        text.append(f"{name} ({'higher' if higher_is_better(name) else 'lower'} is better)")
+        for run in result["runs"]:
+            entry = run["metrics"][name]
+            interval = "" if entry["low"] is None else f"  [{entry['low']:.4f}, {entry['high']:.4f}]"
+            text.append(f"  {run['name']:<{width}}  {entry['value']:.4f}{interval}  n = {entry['n']:,}")
+        for pair in result["pairs"]:
+            text.append(f"    {_verdict(name, pair)}")
+    return text
+
+
+def write_page(result: dict[str, Any], path: Path) -> None:
+    """The comparison as one self-contained HTML page."""
+    from finesight.report.comparison import write_comparison
+
+    write_comparison("Comparison on one test set", result["runs"], result["pairs"], path)
+
+
+def _verdict(name: str, pair: dict[str, Any]) -> str:
+    entry = pair["metrics"][name]
+    if entry["low"] is None:
+        return f"{pair['b']} - {pair['a']}: {entry['difference']:+.4f} (too few samples for an interval)"
+    clear = entry["low"] > 0 or entry["high"] < 0
+    better = (entry["difference"] > 0) == higher_is_better(name)
+    word = f"{pair['b'] if better else pair['a']} is better" if clear else "no clear difference"
+    return f"{pair['b']} - {pair['a']}: {entry['difference']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}], p = {entry['p']:.3f}: {word}"
+
+
+def _test_rows(path: Path) -> dict[str, list[Any]]:
+    """The test rows of predictions.parquet in the order of their ids."""
+    if not path.is_file():
+        raise RunError(f"{path}: missing; finish the run first: finesight run --resume --output {path.parent}.")
+    rows = pq.read_table(path, filters=[("split", "==", "test")]).sort_by("id")
+    return {name: rows.column(name).to_pylist() for name in ("id", "group", "reference", "scores")}
+
+
+def _same_test(a: tuple[Path, list[str], dict[str, list[Any]]], b: tuple[Path, list[str], dict[str, list[Any]]]) -> None:
+    (path_a, classes_a, rows_a), (path_b, classes_b, rows_b) = a, b
+    if rows_a["id"] != rows_b["id"]:
+        shared = len(set(rows_a["id"]) & set(rows_b["id"]))
+        raise RunError(
+            f"{path_a} and {path_b}: tested on different samples ({len(rows_a['id'])} and {len(rows_b['id'])}, {shared} shared), "
+            "so their numbers cannot be compared. Train both on the same --data.root, --data.splits, --data.group and --seed."
+        )
+    if sorted(classes_a) != sorted(classes_b):
+        raise RunError(f"{path_a} and {path_b}: different classes ({', '.join(classes_a)} and {', '.join(classes_b)}).")
+    different = sum(x != y for x, y in zip(rows_a["reference"], rows_b["reference"], strict=True))
+    if different:
+        raise RunError(f"{path_a} and {path_b}: {different} test samples have another label in the second run; mend the data.")
+
+
+def _statistics(metric: ClassificationMetric, classes: list[str], rows: dict[str, list[Any]]) -> Any:
+    """Statistics per test sample, with the columns of the scores put in the metric's class order."""
+    position = {name: index for index, name in enumerate(classes)}
+    order = [position[name] for name in metric.classes]
+    references = np.array([metric.classes.index(name) for name in rows["reference"]])
+    return metric.statistics(np.asarray(rows["scores"])[:, order], references)

@@ -1,0 +1,165 @@
+"""Batches of one split: what is in them depends on (seed, epoch, position) and on nothing else.
+
+Not on the number of loader workers, not on the process, not on where a resumed epoch starts. That
+is why 0 and 2 workers, one and two processes, and a run that was killed give the same numbers.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from finesight.data.transforms import AugmentConfig
+
+Batch = dict[str, Any]
+ORDER = 1  # the stream of random numbers of this file: no two uses share draws
+
+
+class Batches:
+    """Samples of one split, held as one tensor per column, handed out in batches.
+
+    `columns` maps names to tensors whose first axis is the sample (`image` uint8 [N, 3, H, W],
+    `label` int64 [N], `features` float32 [N, D], ...). A batch is a dict of the same names, plus
+    `id` (list of str) and `items` (samples that count; 0 for the filler of an idle process). Training
+    images are augmented as they are held, then resized to `size`.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        columns: dict[str, Tensor],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = False,
+        balance: int | None = None,
+        augment: AugmentConfig | None = None,
+        size: int | None = None,
+        workers: int = 0,
+    ) -> None:
+        self.ids, self.columns = ids, columns
+        self.batch_size, self.seed, self.shuffle, self.workers = batch_size, seed, shuffle, workers
+        self.balance, self.size = balance, size
+        self.augment = augment if augment is not None and augment.active else None
+
+    @property
+    def samples(self) -> int:
+        """Samples handed out in one epoch."""
+        if self.balance is None:
+            return len(self.ids)
+        return self.balance * len(torch.unique(self.columns["label"]))
+
+    def __len__(self) -> int:
+        """Batches in one epoch."""
+        return -(-self.samples // self.batch_size)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Row of each position of the epoch, before shuffling. [samples]"""
+        if self.balance is None:
+            return np.arange(len(self.ids))
+        labels = self.columns["label"].numpy()
+        return balanced_rows(labels, self.balance, np.random.default_rng([self.seed, epoch, ORDER, 1]))
+
+    def epoch(self, epoch: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Batches `start`, `start + 1`, ... of an epoch; of each batch the share of this process."""
+        rows = self.order(epoch)
+        positions = np.arange(len(rows))
+        if self.shuffle:
+            positions = np.random.default_rng([self.seed, epoch, ORDER]).permutation(len(rows))
+        plan = _Plan(self, epoch, rows, positions, rank, world)
+        if self.workers == 0:
+            return (plan[number] for number in range(start, len(self)))
+        return iter(
+            torch.utils.data.DataLoader(
+                plan,
+                batch_size=None,
+                sampler=range(start, len(self)),
+                num_workers=self.workers,
+                # Without its own generator the loader draws its base seed from the global one.
+                generator=torch.Generator(),
+            )
+        )
+
+    def take(self, rows: NDArray[np.int64], draws: NDArray[np.float32] | None = None) -> Batch:
+        """The samples `rows`, augmented with one row of draws each where draws are given."""
+        index = torch.from_numpy(rows)
+        batch: Batch = {name: column[index] for name, column in self.columns.items()}
+        batch["id"] = [self.ids[row] for row in rows]
+        batch["items"] = len(rows)
+        if self.augment is not None and draws is not None:
+            from finesight.data import transforms
+
+            batch["image"] = transforms.augment(batch["image"], torch.from_numpy(draws), self.augment)
+        if self.size is not None and batch["image"].shape[-1] != self.size:
+            from finesight.data import transforms
+
+            batch["image"] = transforms.resize(batch["image"], self.size)
+        return batch
+
+
+class _Plan(torch.utils.data.Dataset[Batch]):
+    """The batches of one epoch by number; what a loader worker receives."""
+
+    def __init__(
+        self,
+        source: Batches,
+        epoch: int,
+        rows: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        rank: int,
+        world: int,
+    ) -> None:
+        self.source, self.epoch, self.rows, self.positions = source, epoch, rows, positions
+        self.rank, self.world = rank, world
+        self._draws: NDArray[np.float32] | None = None
+
+    def __getitem__(self, number: int) -> Batch:
+        size = self.source.batch_size
+        whole = self.positions[number * size : (number + 1) * size]
+        share = whole[self.rank :: self.world]
+        filler = len(share) == 0
+        if filler:
+            # A process with nothing to do still takes part in the step, with weight zero.
+            share = whole[:1]
+        batch = self.source.take(self.rows[share], self._draws_of(share))
+        if filler:
+            batch["items"] = 0
+        return batch
+
+    def _draws_of(self, positions: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        if self.source.augment is None:
+            return None
+        if self._draws is None:
+            from finesight.data import transforms
+
+            self._draws = transforms.random_table(self.source.seed, self.epoch, self.source.samples)
+        return self._draws[positions]
+
+
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """Cut a batch into at most `parts` micro-batches of (nearly) equal size."""
+    if parts <= 1:
+        return [batch]
+    size = -(-len(batch["id"]) // parts)
+    pieces = []
+    for start in range(0, len(batch["id"]), size):
+        piece = {key: value[start : start + size] for key, value in batch.items() if key != "items"}
+        piece["items"] = len(piece["id"]) if batch["items"] else 0
+        pieces.append(piece)
+    return pieces
+
+
+def balanced_rows(labels: NDArray[Any], per_class: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Exactly `per_class` rows of every class, whole rounds first, the rest drawn without repetition.
+
+    A class with more samples gives a fresh random subset each epoch; one with fewer is repeated.
+    """
+    chosen = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        rounds, rest = divmod(per_class, len(rows))
+        chosen.append(np.concatenate([np.tile(rows, rounds), generator.permutation(rows)[:rest]]))
+    return np.concatenate(chosen).astype(np.int64)

@@ -1,0 +1,102 @@
+"""From predictions to a statistics table to scores, intervals and baselines."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from finesight.config import Section
+from finesight.engine import Engine
+from finesight.files import replacing
+from finesight.metrics import bootstrap
+from finesight.progress import Progress
+from finesight.run_folder import RunFolder
+from finesight.tasks.base import Task
+from pydantic import Field
+
+
+class EvaluationConfig(Section):
+    """How the result is measured."""
+
+    batch_size: int = Field(256, ge=1, description="Samples in one forward pass of an evaluation")
+    resamples: int = Field(1000, ge=100, description="Bootstrap resamples behind each interval")
+    level: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the intervals")
+
+
+def predict(task: Task, split: str, engine: Engine, *, shown: bool = False) -> NDArray[Any]:
+    """Predictions for every sample of a held-out split, in its order, in every process.
+
+    Whole batches are shared out over the processes, so each sample is computed once, in the same
+    company and therefore with the same bits whatever their number.
+    """
+    batches = task.held_out(split)
+    for module in task.modules.values():
+        module.eval()
+    progress = Progress(split, batches.samples, "samples", shown=shown and engine.main)
+    parts: list[tuple[int, NDArray[Any]]] = []
+    with torch.inference_mode():
+        for number in range(engine.rank, len(batches), engine.world):
+            rows = np.arange(number * batches.batch_size, min((number + 1) * batches.batch_size, batches.samples))
+            with engine.autocast():
+                parts.append((number, task.predict(engine.send(batches.take(rows)))))
+            progress.update(int(rows[-1]) + 1)
+    progress.close()
+    return np.concatenate([part for _, part in sorted(engine.gather(parts), key=lambda pair: pair[0])])
+
+
+def scores(task: Task, split: str, predictions: NDArray[Any]) -> dict[str, float]:
+    """Point values of the task's metric: one sum over the samples, reduced once."""
+    table = task.metric.statistics(predictions, task.references(split))
+    reduced = task.metric.reduce(np.asarray(table.sum(axis=0), dtype=np.float64).reshape(-1))
+    return {name: float(value) for name, value in reduced.items()}
+
+
+def evaluate(
+    task: Task,
+    predictions: dict[str, NDArray[Any]],
+    groups: dict[str, list[str]],
+    config: EvaluationConfig,
+    seed: int,
+    *,
+    baselines: bool = True,
+) -> dict[str, Any]:
+    """The content of metrics.json: every metric of every split with its interval, and the baselines.
+
+    Where samples share a group (a leaf, a patient) whole groups are resampled: samples of one
+    origin are not independent, and an interval that ignored it would be too narrow.
+    """
+
+    def measured(split: str, rows: NDArray[Any]) -> dict[str, dict[str, Any]]:
+        table = task.metric.statistics(rows, task.references(split))
+        together = groups[split] if len(set(groups[split])) < len(groups[split]) else None
+        return bootstrap.intervals(
+            task.metric, table, groups=together, resamples=config.resamples, seed=seed, level=config.level
+        )
+
+    result: dict[str, Any] = {split: measured(split, rows) for split, rows in predictions.items()}
+    if baselines:
+        result["baselines"] = {
+            name: {split: measured(split, rows) for split, rows in of_splits.items()}
+            for name, of_splits in task.baselines().items()
+        }
+    return result
+
+
+def write_predictions(
+    folder: RunFolder, task: Task, predictions: dict[str, NDArray[Any]], groups: dict[str, list[str]]
+) -> None:
+    """predictions.parquet: id, split, group, reference, prediction, scores."""
+    parts = []
+    for split, rows in predictions.items():
+        columns: dict[str, Any] = {"id": list(task.held_out(split).ids), "split": [split] * len(rows), "group": groups[split]}
+        parts.append(pa.table(columns | task.table(split, rows)))
+    with replacing(folder.predictions) as temporary:
+        pq.write_table(pa.concat_tables(parts), temporary)
+
+
+def finite(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -1,0 +1,326 @@
+"""One experiment from configuration to report: `run`, `resume`, `load_run`, `evaluate_again`, `replay`."""
+
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finesight import checkpoint, config as configuration, recipes
+from finesight.data.fingerprint import fingerprint
+from finesight.data.loading import load
+from finesight.engine import Engine, hardware
+from finesight.errors import ConfigError, RunError
+from finesight.evaluate import evaluate, finite, predict, scores, write_predictions
+from finesight.files import read_json, sync, write_json, write_text
+from finesight.run_folder import RunFolder, git_state, open_run, peak_memory, versions
+from finesight.train import fit, load_weights
+
+# Options that may differ when a run is continued: they do not change its numbers.
+FREE = {"train.workers", "train.save_every", "train.save_minutes", "data.cache_dir", "description"}
+
+
+class Run:
+    """A finished run: its folder, its numbers, and its model ready for new images."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._task: Any = None
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The content of metrics.json: {split: {metric: {value, low, high, n}}, "baselines": {name: ...}}."""
+        return open_run(self.path).read_metrics()
+
+    def predict(self, inputs: str | Path | Sequence[Any]) -> list[dict[str, Any]]:
+        """Predictions for image files, or uint8 arrays [H, W, 3]: input, prediction, confidence, scores."""
+        if self._task is None:
+            self._task = _restored(open_run(self.path), Engine("auto"), _quiet)
+        return self._task.predict_images([inputs] if isinstance(inputs, str | Path) else list(inputs))
+
+
+def run(
+    recipe: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    output: str | Path | None = None,
+    resume: bool = False,
+    verbose: bool = False,
+) -> Run:
+    """Run a recipe and return the finished run.
+
+    `overrides` maps dotted options to values, e.g. {"data.root": "leaves.zip", "train.epochs": 1}; the
+    keys "output", "resume" are understood too. Raises `UserError` subclasses for anything that the caller
+    can mend, before the first step where possible.
+    """
+    options = dict(overrides or {})
+    output, resume = options.pop("output", output), options.pop("resume", resume)
+    name, base = recipes.read(recipe)
+    return execute(name, base, configuration.nest(options), Path(output) if output else None, resume, [], verbose=verbose)
+
+
+def load_run(path: str | Path) -> Run:
+    """Open a run folder."""
+    return Run(open_run(path).path)
+
+
+def execute(
+    name: str,
+    base: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    output: Path | None,
+    resume: bool,
+    command: list[str],
+    *,
+    verbose: bool = True,
+) -> Run:
+    """`run` with the parts already read; what the command line calls."""
+    kind = recipes.task_class(dict(base))
+    folder = RunFolder(output or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    known = resume and folder.exists()
+    config = configuration.build(kind.Config, base, overrides)
+    if known:
+        config = _same_run(kind, folder, overrides)
+    elif folder.exists():
+        raise RunError(
+            f"{folder.path}: already holds a run. Continue it with --resume, or choose another folder with --output."
+        )
+    if config.data.root is None:
+        raise ConfigError("data.root: required, and not given. Name your images: --data.root FOLDER (or a zip, CSV, npz, hub:OWNER/NAME).")
+    engine = Engine(config.precision, config.train.compile)
+    say = _say if verbose and engine.main else _quiet
+    if engine.main:
+        folder.lock()
+    try:
+        _experiment(kind, name, config, folder, engine, say, resume, command)
+    finally:
+        folder.unlock()
+        engine.close()
+    return Run(folder.path)
+
+
+def _same_run(kind: Any, folder: RunFolder, overrides: Mapping[str, Any]) -> Any:
+    """The stored configuration; refuses overrides that would make it another run."""
+    stored = configuration.read_yaml(folder.config)
+    wanted = configuration.build(kind.Config, stored, overrides)
+    before = configuration.flatten(configuration.build(kind.Config, stored))
+    after = configuration.flatten(wanted)
+    changed = [f"{key}: {before[key]!r} -> {after[key]!r}" for key in after if after[key] != before[key] and key not in FREE]
+    if changed:
+        raise RunError(
+            *changed, f"{folder.path}: --resume continues the same run, and these options would change it. "
+            "Leave them out, or start a new run with another --output.",
+        )  # fmt: skip
+    return wanted
+
+
+def _experiment(
+    kind: Any, name: str, config: Any, folder: RunFolder, engine: Engine, say: Any, resume: bool, command: list[str]
+) -> None:
+    started = time.monotonic()
+    data = load(config.data, config.seed)
+    stamp = fingerprint(data)
+    _refuse_changed_data(folder, stamp)
+    classes = list(data["train"].features["label"].names)
+    # A run that never reached its first checkpoint starts from the original weights again.
+    saved = folder.model if resume and any(folder.checkpoints.glob("step-*")) else None
+    task = kind(config, classes, engine, say, saved)
+    if saved is not None:
+        _load_frozen(task, folder)
+    for line in task.audit.lines():
+        say(line)
+    data = task.prepare(data)
+    groups = {split: list(data[split]["group"]) for split in ("validation", "test")}
+    if engine.main and saved is None:
+        _start(folder, name, config, task, data, stamp, command)
+    engine.wait()
+
+    def validate() -> dict[str, float]:
+        found = scores(task, "validation", predict(task, "validation", engine))
+        return finite({"loss": found["nll"], **{k: v for k, v in found.items() if "/" not in k}} if "nll" in found else found)
+
+    def better(new: float, old: float) -> bool:
+        return new > old if task.higher_is_better(config.train.select) else new < old
+
+    state = fit(
+        task, config.train, engine, folder,
+        seed=config.seed, validate=validate, better=better, say=say, resume=resume,
+    )  # fmt: skip
+    predictions = {split: predict(task, split, engine, shown=True) for split in ("validation", "test")}
+    if engine.main:
+        earlier = folder.read_run().get("timing", {}).get("wall_s", 0.0) if resume else 0.0
+        _finish(folder, task, predictions, groups, config, say)
+        selection = {"metric": config.train.select, "split": "validation", "value": state.best}
+        folder.update_run(
+            status="finished", best_epoch=state.best_epoch, epochs=state.epoch, steps=state.step,
+            selection=selection, peak_memory_bytes=peak_memory(),
+            timing={"wall_s": round(earlier + time.monotonic() - started, 3)},
+        )  # fmt: skip
+        _report(folder, say)
+    engine.wait()
+
+
+def _start(folder: RunFolder, name: str, config: Any, task: Any, data: Any, stamp: str, command: list[str]) -> None:
+    """Write what is known before the first step; config.yaml last, because it makes the folder a run."""
+    temporary = folder.path / ".tmp-model"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(folder.model, ignore_errors=True)
+    temporary.mkdir()
+    task.save_spec(temporary)
+    write_json(temporary / "classes.json", task.classes)
+    frozen = {f"frozen.{module}": tensors for module, tensors in task.frozen_state().items() if tensors}
+    checkpoint.write_folder(temporary, frozen, {})
+    os.rename(temporary, folder.model)
+    sync(folder.path)
+    counts = {split: _counts(data[split], task.classes) for split in data}
+    folder.update_run(
+        recipe=name, task=config.task, status="running", classes=task.classes, command=shlex.join(command),
+        versions=versions(), git=git_state(), seeds={"seed": config.seed}, threads=torch.get_num_threads(),
+        processes=task.engine.world, device=str(task.engine.device), precision=task.engine.precision,
+        hardware=hardware(), started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        data={"root": config.data.root, "fingerprint": stamp, "counts": counts, "notes": _notes(config, data)},
+        model={"name": config.model.name, "trainable": task.audit.trainable, "total": task.audit.total, "audit": asdict(task.audit)},
+    )  # fmt: skip
+    write_text(folder.config, configuration.to_yaml(config))
+
+
+def _counts(dataset: Any, classes: list[str]) -> dict[str, int]:
+    import numpy as np
+
+    return dict(zip(classes, np.bincount(dataset["label"], minlength=len(classes)).tolist(), strict=True))
+
+
+def _notes(config: Any, data: Any) -> list[str]:
+    """How the data was split, in sentences for the report."""
+    given = config.data.splits == "given"
+    notes = ["Splits of the source were kept where it has them." if given else "All images were pooled and split anew."]
+    if config.data.group is not None:
+        count = sum(len(set(data[split]["group"])) for split in data)
+        notes.append(f"Samples that share '{config.data.group}' stay in one split ({count:,} groups).")
+    if config.data.near_duplicates == "group":
+        notes.append("Visually near-identical images stay in one split.")
+    if config.train.balance is not None:
+        notes.append(f"Training shows {config.train.balance:,} images of every class per epoch, drawn on the fly; held-out splits are untouched.")
+    return notes
+
+
+def _refuse_changed_data(folder: RunFolder, stamp: str) -> None:
+    before = folder.read_run().get("data", {}).get("fingerprint") if folder.exists() else None
+    if before is not None and before != stamp:
+        raise RunError(
+            f"{folder.path}: the data changed since the run began (fingerprint {before[:12]}, now {stamp[:12]}). "
+            "Restore the data, or start a new run with another --output."
+        )
+
+
+def _load_frozen(task: Any, folder: RunFolder) -> None:
+    stored = checkpoint.opened(folder.model)
+    for name, expected in task.frozen_state().items():
+        if expected:
+            tensors = stored.tensors(f"frozen.{name}")
+            checkpoint.restore_module(task.modules[name], tensors, set(expected), str(folder.model))
+
+
+def _restored(folder: RunFolder, engine: Engine, say: Any) -> Any:
+    """The task of a run with its best weights, without data."""
+    stored = configuration.read_yaml(folder.config)
+    kind = recipes.task_class(stored)
+    config = configuration.build(kind.Config, stored)
+    found = checkpoint.newest(folder.checkpoints, say)
+    if found is None:
+        raise RunError(f"{folder.path}: no epoch is finished yet, so there are no weights. Continue it with --resume.")
+    task = kind(config, read_json(folder.model / "classes.json"), engine, say, folder.model)
+    _load_frozen(task, folder)
+    best = found.state["best_step"]
+    load_weights(task, found if best is None else checkpoint.opened(checkpoint.path_of(folder.checkpoints, best)))
+    return task
+
+
+def _finish(folder: RunFolder, task: Any, predictions: Any, groups: Any, config: Any, say: Any) -> dict[str, Any]:
+    """Scores, intervals, baselines, per-sample table and figures."""
+    say("Measuring with intervals, and the baselines ...")
+    metrics = evaluate(task, predictions, groups, config.evaluation, config.seed)
+    write_predictions(folder, task, predictions, groups)
+    write_json(folder.metrics, metrics)
+    folder.update_run(alarms=task.alarms(metrics))
+    from finesight.report import figures
+
+    figures.save(task.figures(predictions, folder.read_history(), metrics), folder.figures)
+    return metrics
+
+
+def _report(folder: RunFolder, say: Any) -> None:
+    from finesight.report import html
+
+    html.write_report(folder.path)
+    for line in html.summary_lines(folder.read_metrics(), folder.read_run()):
+        say(line)
+    say(f"Report: {folder.report}")
+
+
+def evaluate_again(path: Path, split: str = "test", overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Evaluate the stored weights of a run on its data once more, or on other data by overrides.
+
+    Writes nothing. Returns {metric: {value, low, high, n}} of the split.
+    """
+    folder = open_run(path)
+    stored = configuration.read_yaml(folder.config)
+    kind = recipes.task_class(stored)
+    config = configuration.build(kind.Config, stored, overrides or {})
+    engine = Engine(config.precision)
+    try:
+        say = _say if engine.main else _quiet
+        task = _restored(folder, engine, say)
+        data = load(config.data, config.seed)
+        names = list(data["train"].features["label"].names)
+        if names != task.classes:
+            raise RunError(f"{path}: trained on the classes {', '.join(task.classes)}; the data has {', '.join(names)}.")
+        if not overrides:
+            _refuse_changed_data(folder, fingerprint(data))
+        data = task.prepare(data)
+        groups = {split: list(data[split]["group"])}
+        predictions = {split: predict(task, split, engine, shown=True)}
+        return evaluate(task, predictions, groups, config.evaluation, config.seed, baselines=False)[split]
+    finally:
+        engine.close()
+
+
+def replay(path: Path, command: list[str], output: Path | None = None) -> list[str]:
+    """Run the same configuration again in a new folder; returns what differs (nothing, on the same CPU)."""
+    folder = open_run(path)
+    before = folder.read_run()
+    folder.read_metrics()
+    torch.set_num_threads(before["threads"])
+    stored = configuration.read_yaml(folder.config)
+    with tempfile.TemporaryDirectory() as scratch:
+        again = execute(before["recipe"], stored, {}, output or Path(scratch) / "replay", False, command)
+        return differences(folder, RunFolder(again.path))
+
+
+def differences(a: RunFolder, b: RunFolder) -> list[str]:
+    """Where two runs differ: epoch losses and scores, then final metrics; compared bit for bit."""
+    found = []
+    rows_a, rows_b = a.read_history(), b.read_history()
+    if len(rows_a) != len(rows_b):
+        found.append(f"history: {len(rows_a)} epochs and {len(rows_b)}")
+    for x, y in zip(rows_a, rows_b, strict=False):
+        if x != y:
+            found.append(f"epoch {x['epoch']}: train {x['train']} and {y['train']}; validation loss {x['validation'].get('loss')} and {y['validation'].get('loss')}")
+    if a.read_metrics() != b.read_metrics():
+        found.append("metrics.json differs")
+    return found
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _quiet(text: str) -> None:
+    pass

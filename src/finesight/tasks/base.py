@@ -1,0 +1,78 @@
+"""What a task is: the parts of a kind of learning that the loop and the evaluation call.
+
+A task is a plain class with these members; it inherits nothing. One file per task in this folder
+holds its configuration and its class, to be read from top to bottom.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from finesight.data.batches import Batch, Batches
+
+if TYPE_CHECKING:
+    from finesight.metrics.bootstrap import Metric
+    from finesight.report.figures import Figures
+
+Say = Callable[[str], None]
+
+TASKS = {"classification": "finesight.tasks.classification:Classification"}
+
+
+class Loss(NamedTuple):
+    """One loss to descend: which optimiser steps, a float32 scalar (mean over the batch's items), and
+    further means over the same items to show in the history."""
+
+    optimizer: str
+    loss: Tensor
+    observed: dict[str, Tensor] = {}  # noqa: RUF012 (never mutated)
+
+
+class Task(Protocol):
+    """The contract between a kind of learning and the rest of the house."""
+
+    modules: dict[str, nn.Module]
+    """What the engine moves and the checkpoint saves."""
+
+    metric: "Metric"
+    """Per-sample statistics and the function of their sum."""
+
+    train: Batches
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Optimisers by the name that `train_step` yields."""
+
+    def train_step(self, batch: Batch) -> Iterator[Loss]:
+        """Yield a loss for each optimiser step; the code after a yield runs after that step."""
+
+    def held_out(self, split: str) -> Batches:
+        """Batches of the validation or test split, in a fixed order, not augmented."""
+
+    def predict(self, batch: Batch) -> NDArray[Any]:
+        """One row per sample."""
+
+    def references(self, split: str) -> NDArray[Any]:
+        """What the predictions are measured against, in the order of `held_out(split)`."""
+
+    def trainable_state(self) -> dict[str, dict[str, Tensor]]:
+        """Per module: everything training changes; what a checkpoint holds."""
+
+    def baselines(self) -> dict[str, dict[str, NDArray[Any]]]:
+        """Trivial predictions: {baseline: {split: predictions}}."""
+
+    def table(self, split: str, predictions: NDArray[Any]) -> dict[str, list[Any]]:
+        """The columns reference, prediction and scores of predictions.parquet."""
+
+    def figures(self, predictions: dict[str, NDArray[np.float64]]) -> "Figures":
+        """Figures of the report, by name: (figure, title, caption)."""
+
+    def alarms(self, metrics: dict[str, Any]) -> list[str]:
+        """Sentences on results that look too good or too bad."""
+
+    def save_spec(self, directory: Path) -> None:
+        """Write what rebuilds the architecture without the original source."""

@@ -1,0 +1,248 @@
+"""Image classification: one label per image, any backbone, trained in full, by its head, or by LoRA."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from finesight import adaptation, cache
+from finesight.adaptation import AdaptConfig
+from finesight.config import Section
+from finesight.data import histograms, images, transforms
+from finesight.data.batches import Batch, Batches
+from finesight.data.config import DataConfig
+from finesight.data.fingerprint import content_hashes
+from finesight.data.transforms import AugmentConfig
+from finesight.engine import Engine, Precision
+from finesight.evaluate import EvaluationConfig
+from finesight.metrics.classification import ClassificationMetric, higher_is_better
+from finesight.models import backbones
+from finesight.models.backbones import ModelConfig
+from finesight.models.weights import state_hash
+from finesight.optimization import TrainConfig, make_optimizer
+from finesight.tasks.base import Loss, Say
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+    from finesight.report.figures import Figures
+
+
+class ClassificationConfig(Section):
+    """Everything that decides a classification run."""
+
+    task: Literal["classification"] = Field("classification", description="Kind of learning")
+    description: str = Field("", description="What this recipe does, for `finesight list`")
+    seed: int = Field(0, ge=0, description="Seed of splits, weights, order, augmentation, dropout and bootstrap")
+    precision: Precision = Field("auto", description="auto is bf16 where the hardware multiplies it natively")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    adapt: AdaptConfig = AdaptConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+class Classification:
+    """The classification task; see `tasks.base.Task` for the contract."""
+
+    Config = ClassificationConfig
+    higher_is_better = staticmethod(higher_is_better)
+
+    def __init__(
+        self, config: ClassificationConfig, classes: list[str], engine: Engine, say: Say, saved: Path | None = None
+    ) -> None:
+        self.config, self.classes, self.engine, self.say = config, classes, engine, say
+        engine.seed(config.seed)
+        self.model = backbones.build(config.model, classes, saved)
+        self.audit = adaptation.apply(self.model, config.adapt)
+        engine.place(self.model)
+        engine.share_parameters([self.model])
+        self.modules = {"model": self.model}
+        self.metric = ClassificationMetric(classes)
+
+    # ---- data ---------------------------------------------------------------------------------
+
+    def prepare(self, data: "DatasetDict") -> "DatasetDict":
+        """Decode (once), cache frozen features where that is sound; returns the data without unreadable images."""
+        config, size = self.config, self.config.data.size or self.model.image_size
+        directory = cache.folder(config.data.cache_dir)
+        self.pixels: dict[str, Tensor] = {}
+        self.labels: dict[str, NDArray[np.int64]] = {}
+        hashes: dict[str, list[str]] = {}
+        for split in data:
+            hashes[split] = content_hashes(data[split])
+            with self.engine.first_alone():
+                self.pixels[split], bad = cache.pixels(
+                    data[split], hashes[split], directory, size, config.data.fit,
+                    config.data.sixteen_bit, config.data.skip_bad, self.say,
+                )  # fmt: skip
+            if bad:
+                self.say(f"{split}: left out {len(bad)} unreadable images.")
+                keep = sorted(set(range(len(data[split]))) - set(bad))
+                data[split], self.pixels[split] = data[split].select(keep), self.pixels[split][keep]
+                hashes[split] = [hashes[split][row] for row in keep]
+            self.labels[split] = np.asarray(data[split]["label"], dtype=np.int64)
+        self._batches = {split: self._make_batches(data[split], split, hashes[split], directory) for split in data}
+        self.train = self._batches["train"]
+        return data
+
+    def _make_batches(self, dataset: "Dataset", split: str, hashes: list[str], directory: Path) -> Batches:
+        config, train = self.config, split == "train"
+        augment = config.augment if train and config.augment.active else None
+        batches = Batches(
+            list(dataset["id"]),
+            {"image": self.pixels[split], "label": torch.from_numpy(self.labels[split])},
+            batch_size=config.train.batch_size if train else config.evaluation.batch_size,
+            seed=config.seed,
+            shuffle=train,
+            balance=config.train.balance if train else None,
+            augment=augment,
+            size=self.model.image_size,
+            workers=config.train.workers if train else 0,
+        )
+        if self.model.frozen_backbone and augment is None:
+            batches.columns = {
+                "features": self._features(batches, split, hashes, directory),
+                "label": batches.columns["label"],
+            }
+        elif self.model.frozen_backbone:
+            self.say("Features of the frozen backbone are computed anew each epoch: augmentation changes its input.")
+        return batches
+
+    def _features(self, batches: Batches, split: str, hashes: list[str], directory: Path) -> Tensor:
+        """What the frozen backbone makes of every image, float32 [N, D], from the cache."""
+        size, data = batches.columns["image"].shape[-1], self.config.data
+        key = cache.key_of(
+            "features-1", state_hash(self.model.backbone), self.model.spec_key(), self.engine.precision,
+            torch.__version__, str(size), data.fit, data.sixteen_bit, *hashes,
+        )  # fmt: skip
+        step = self.config.evaluation.batch_size
+
+        def inputs() -> Iterator[Batch]:
+            for start in range(0, len(batches.ids), step):
+                yield self.engine.send(batches.take(np.arange(start, min(start + step, len(batches.ids)))))
+
+        def compute(batch: Batch) -> Tensor:
+            with torch.inference_mode(), self.engine.autocast():
+                return self.model.features(self._input(batch))
+
+        self.model.eval()
+        with self.engine.first_alone():
+            return cache.features(
+                key, inputs(), len(batches.ids), self.model.width, compute, directory, f"features of {split}", self.say
+            )
+
+    def held_out(self, split: str) -> Batches:
+        return self._batches[split]
+
+    def references(self, split: str) -> NDArray[np.int64]:
+        return self.labels[split]
+
+    # ---- learning -----------------------------------------------------------------------------
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"model": make_optimizer(adaptation.trainable_parameters(self.model), self.config.train)}
+
+    def train_step(self, batch: Batch) -> Iterator[Loss]:
+        logits = self._logits(batch)
+        loss = functional.cross_entropy(logits, batch["label"], label_smoothing=self.config.label_smoothing)
+        correct = (logits.detach().argmax(1) == batch["label"]).float().mean()
+        yield Loss("model", loss, {"accuracy": correct})
+
+    def predict(self, batch: Batch) -> NDArray[np.float64]:
+        """Class probabilities, float64 [B, C]."""
+        return self._logits(batch).double().softmax(1).cpu().numpy()
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """float32 [B, C]"""
+        if "features" in batch:
+            return self.model.head(batch["features"]).float()
+        return self.model(self._input(batch)).float()
+
+    def _input(self, batch: Batch) -> Tensor:
+        """uint8 [B, 3, S, S] -> normalised float32, channels last."""
+        images = transforms.normalise(batch["image"], self.model.mean, self.model.std)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def trainable_state(self) -> dict[str, dict[str, Tensor]]:
+        return {"model": adaptation.trainable_state(self.model)}
+
+    def frozen_state(self) -> dict[str, dict[str, Tensor]]:
+        return {"model": adaptation.frozen_state(self.model)}
+
+    def save_spec(self, directory: Path) -> None:
+        self.model.save_spec(directory)
+
+    # ---- judging ------------------------------------------------------------------------------
+
+    def baselines(self) -> dict[str, dict[str, NDArray[Any]]]:
+        """The majority class, and a linear classifier on colour histograms."""
+        share = np.bincount(self.labels["train"], minlength=len(self.classes)) / len(self.labels["train"])
+        test = len(self.labels["test"])
+        linear = histograms.linear_classifier(self.pixels["train"], self.labels["train"], len(self.classes))
+        return {
+            "majority class": {"test": np.tile(share, (test, 1))},
+            "linear on colour histograms": {"test": linear(self.pixels["test"])},
+        }
+
+    def table(self, split: str, predictions: NDArray[Any]) -> dict[str, list[Any]]:
+        return {
+            "reference": [self.classes[label] for label in self.labels[split]],
+            "prediction": [self.classes[label] for label in predictions.argmax(1)],
+            "scores": predictions.tolist(),
+        }
+
+    def alarms(self, metrics: dict[str, Any]) -> list[str]:
+        """Sentences on results that look too good or too bad."""
+        found, test = [], metrics["test"]["accuracy"]
+        for name, splits in metrics["baselines"].items():
+            trivial = splits["test"]["accuracy"]["value"]
+            if (test["low"] if test["low"] is not None else test["value"]) <= trivial:
+                found.append(
+                    f"Not clearly better than the trivial baseline '{name}': {test['value']:.1%} against {trivial:.1%}. "
+                    "Train longer, use a pretrained backbone, or look for wrong labels."
+                )
+        validation = metrics["validation"]["accuracy"]
+        if None not in (validation["low"], test["high"]) and validation["low"] > test["high"]:
+            found.append(
+                f"Validation ({validation['value']:.1%}) is clearly above test ({test['value']:.1%}): the two splits differ, "
+                "or copies of training samples are in validation. Run: finesight data check"
+            )
+        if test["value"] == 1.0:
+            found.append(
+                f"Every one of the {test['n']} test samples is right. Before believing it, run: finesight data check"
+            )
+        return found
+
+    def figures(self, predictions: dict[str, NDArray[np.float64]], history: list[dict[str, Any]], metrics: dict[str, Any]) -> "Figures":
+        from finesight.report.classification import figures
+
+        return figures(self, predictions, history, metrics)
+
+    # ---- new images ---------------------------------------------------------------------------
+
+    def predict_images(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """Classify files (paths) or uint8 arrays [H, W, 3]: label, confidence and all scores of each."""
+        data, size = self.config.data, self.config.data.size or self.model.image_size
+        self.model.eval()
+        results: list[dict[str, Any]] = []
+        step = self.config.evaluation.batch_size
+        for start in range(0, len(inputs), step):
+            held = np.stack([images.load_square(item, size, data.fit, data.sixteen_bit) for item in inputs[start : start + step]])
+            image = transforms.resize(torch.from_numpy(held), self.model.image_size)
+            with torch.inference_mode(), self.engine.autocast():
+                rows = self.predict(self.engine.send({"image": image}))
+            for item, row in zip(inputs[start : start + step], rows, strict=True):
+                scores = {name: float(score) for name, score in zip(self.classes, row, strict=True)}
+                best = int(row.argmax())
+                shown = str(item) if isinstance(item, str | Path) else None
+                results.append({"input": shown, "prediction": self.classes[best], "confidence": float(row[best]), "scores": scores})
+        return results
