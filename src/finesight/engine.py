@@ -69,7 +69,11 @@ class Engine:
     def seed(self, *key: int) -> None:
         """Seed dropout and every other draw on this process from `key`, e.g. (seed, step)."""
         digest = hashlib.blake2b(np.array([*key, self.rank], dtype=np.int64).tobytes(), digest_size=8).digest()
-        torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+        number = int.from_bytes(digest, "little") >> 1
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(number)  # a tenth of the time of torch.manual_seed
+        else:
+            torch.manual_seed(number)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add the gradients of all processes; a parameter unused in one process counts as zero there."""

@@ -51,7 +51,7 @@ def predict(task: Task, split: str, engine: Engine, *, shown: bool = False) -> N
 def scores(task: Task, split: str, predictions: NDArray[Any]) -> dict[str, float]:
     """Point values of the task's metric: one sum over the samples, reduced once."""
     table = task.metric.statistics(predictions, task.references(split))
-    reduced = task.metric.reduce(np.asarray(table.sum(axis=0), dtype=np.float64).reshape(-1))
+    reduced = task.metric.reduce(bootstrap.total(table))
     return {name: float(value) for name, value in reduced.items()}
 
 

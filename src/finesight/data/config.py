@@ -38,8 +38,8 @@ class DataConfig(Section):
     sixteen_bit: Literal["full", "minmax"] = Field(
         "full", description="16-bit images to 8: by the full range 0-65535, or by each image's own minimum and maximum"
     )
-    fit: Literal["squash", "crop", "pad"] = Field(
-        "squash", description="How an image becomes square: stretched, centre-cropped, or padded with black"
+    fit: Literal["squash", "crop", "pad"] | None = Field(
+        None, description="How an image becomes square: stretched, centre-cropped, or padded with black; the model's own if none"
     )
     size: int | None = Field(
         None, ge=8, description="Side in pixels at which images are held before augmentation; default: the model's input"

@@ -20,10 +20,9 @@ SixteenBit = Literal["full", "minmax"]
 Fit = Literal["squash", "crop", "pad"]
 
 MOST_PIXELS = 178_956_970
-EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
-    + (".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif")
-)
+_COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
+_RARE = (".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif")
+EXTENSIONS = frozenset(_COMMON + _RARE)
 # Named, so that a file's content can never reach a decoder that runs other programs (EPS).
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
 _TURNS = {
@@ -52,9 +51,9 @@ def zip_path(archive: str, member: str) -> str:
     return f"zip://{member}::{archive}"
 
 
-def split_zip_path(path: str) -> tuple[str, str] | None:
+def split_zip_path(path: str | None) -> tuple[str, str] | None:
     """(archive, member) of a `zip://` path; None for a plain file."""
-    if not path.startswith("zip://"):
+    if path is None or not path.startswith("zip://"):
         return None
     member, _, archive = path.removeprefix("zip://").rpartition("::")
     return archive, member
@@ -182,3 +181,15 @@ def _square(image: Image.Image, size: int, fit: Fit) -> Image.Image:
         square.paste(resized, ((size - inner[0]) // 2, (size - inner[1]) // 2))
         return square
     return image.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def encode(pixels: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] or [H, W] as a lossless image file, to be read like any other."""
+    values = np.asarray(pixels)
+    if values.dtype != np.uint8 or values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] != 3):
+        raise BadImage(
+            f"array of {values.dtype} {list(values.shape)}: not an image; give uint8 [H, W, 3] or [H, W] in 0..255."
+        )
+    target = io.BytesIO()
+    Image.fromarray(values).save(target, "BMP")
+    return target.getvalue()

@@ -7,7 +7,7 @@ the N samples is a row of N weights (how often each was drawn), so R resamples a
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TypeAlias, TypedDict
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,27 +34,6 @@ class Metric(Protocol):
     def statistics(self, predictions: Any, references: Any) -> Table: ...
 
     def reduce(self, total: Floats) -> dict[str, NDArray[Any]]: ...
-
-
-class Interval(TypedDict):
-    """A value, the ends of its interval (None: cannot be said), and the number of samples."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-
-
-class Comparison(TypedDict):
-    """Values of two runs, `difference` = b - a with the ends of its interval, two-sided p, samples."""
-
-    a: float | None
-    b: float | None
-    difference: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-    n: int
 
 
 def total(table: Table) -> Floats:
@@ -84,8 +63,8 @@ def intervals(
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
-) -> dict[str, Interval]:
-    """Value and percentile bootstrap interval of every name of a metric.
+) -> dict[str, dict[str, Any]]:
+    """{name: {"value", "low", "high", "n"}}: value and percentile bootstrap interval of every score.
 
     `table` [N, K] is what `metric.statistics` returned; `groups` [N] names samples that share an
     origin: groups are then drawn instead of samples (cluster bootstrap), `n` stays N. The value is
@@ -130,13 +109,14 @@ def paired(
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
-) -> dict[str, Comparison]:
-    """Difference b - a of two runs on the same samples, row i of both tables being the same sample.
+) -> dict[str, dict[str, Any]]:
+    """{name: {"a", "b", "difference", "low", "high", "p", "n"}}: difference b - a of two runs.
 
-    Both tables are resampled with the same weights, so what makes a sample hard for both runs
-    cancels. p is the two-sided bootstrap probability 2 min(P(d <= 0), P(d >= 0)) with one added to
-    both counts (Davison and Hinkley 1997, 4.11), so it is never below 2 / (resamples + 1); it is
-    not corrected for comparing many metrics. Arguments and None as in `intervals`.
+    Row i of both tables is the same sample, and both are resampled with the same weights, so what
+    makes a sample hard for both runs cancels. `low` and `high` bound the difference. p inverts that
+    interval, two-sided: 2 min(P(d <= 0), P(d >= 0)) with one added to both counts (Davison and Hinkley
+    1997, ch. 4), so it is never below 2 / (resamples + 1); it is not corrected for comparing many
+    metrics. Arguments and None as in `intervals`.
 
     Raises `DataError` also where the tables differ in shape.
     """

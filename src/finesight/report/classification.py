@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from finesight.metrics.classification import confusion_matrix
 from finesight.report import figures as draw
+from finesight.tasks.base import Figures
 
 if TYPE_CHECKING:
-    from finesight.report.figures import Figures
     from finesight.tasks.classification import Classification
 
 VARIANTS = 6  # augmented versions of one image in the grid
@@ -21,7 +21,7 @@ def figures(
     predictions: dict[str, NDArray[np.float64]],
     history: list[dict[str, Any]],
     metrics: dict[str, Any],
-) -> "Figures":
+) -> Figures:
     """{name: (figure, title, caption)} for the report."""
     test, labels = predictions["test"], task.labels["test"]
     chosen, confidence = test.argmax(1), test.max(1)

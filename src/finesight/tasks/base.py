@@ -17,9 +17,9 @@ from finesight.data.batches import Batch, Batches
 
 if TYPE_CHECKING:
     from finesight.metrics.bootstrap import Metric
-    from finesight.report.figures import Figures
 
 Say = Callable[[str], None]
+Figures = dict[str, tuple[Any, str, str]]
 
 TASKS = {"classification": "finesight.tasks.classification:Classification"}
 
@@ -68,7 +68,9 @@ class Task(Protocol):
     def table(self, split: str, predictions: NDArray[Any]) -> dict[str, list[Any]]:
         """The columns reference, prediction and scores of predictions.parquet."""
 
-    def figures(self, predictions: dict[str, NDArray[np.float64]]) -> "Figures":
+    def figures(
+        self, predictions: dict[str, NDArray[np.float64]], history: list[dict[str, Any]], metrics: dict[str, Any]
+    ) -> Figures:
         """Figures of the report, by name: (figure, title, caption)."""
 
     def alarms(self, metrics: dict[str, Any]) -> list[str]:

@@ -26,12 +26,10 @@ from finesight.models import backbones
 from finesight.models.backbones import ModelConfig
 from finesight.models.weights import state_hash
 from finesight.optimization import TrainConfig, make_optimizer
-from finesight.tasks.base import Loss, Say
+from finesight.tasks.base import Figures, Loss, Say
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
-
-    from finesight.report.figures import Figures
 
 
 class ClassificationConfig(Section):
@@ -66,6 +64,7 @@ class Classification:
         engine.place(self.model)
         engine.share_parameters([self.model])
         self.modules = {"model": self.model}
+        self.fit = config.data.fit or self.model.fit
         self.metric = ClassificationMetric(classes)
 
     # ---- data ---------------------------------------------------------------------------------
@@ -81,7 +80,7 @@ class Classification:
             hashes[split] = content_hashes(data[split])
             with self.engine.first_alone():
                 self.pixels[split], bad = cache.pixels(
-                    data[split], hashes[split], directory, size, config.data.fit,
+                    data[split], hashes[split], directory, size, self.fit,
                     config.data.sixteen_bit, config.data.skip_bad, self.say,
                 )  # fmt: skip
             if bad:
@@ -122,7 +121,7 @@ class Classification:
         size, data = batches.columns["image"].shape[-1], self.config.data
         key = cache.key_of(
             "features-1", state_hash(self.model.backbone), self.model.spec_key(), self.engine.precision,
-            torch.__version__, str(size), data.fit, data.sixteen_bit, *hashes,
+            torch.__version__, str(size), self.fit, data.sixteen_bit, *hashes,
         )  # fmt: skip
         step = self.config.evaluation.batch_size
 
@@ -222,7 +221,7 @@ class Classification:
             )
         return found
 
-    def figures(self, predictions: dict[str, NDArray[np.float64]], history: list[dict[str, Any]], metrics: dict[str, Any]) -> "Figures":
+    def figures(self, predictions: dict[str, NDArray[np.float64]], history: list[dict[str, Any]], metrics: dict[str, Any]) -> Figures:
         from finesight.report.classification import figures
 
         return figures(self, predictions, history, metrics)
@@ -233,16 +232,30 @@ class Classification:
         """Classify files (paths) or uint8 arrays [H, W, 3]: label, confidence and all scores of each."""
         data, size = self.config.data, self.config.data.size or self.model.image_size
         self.model.eval()
-        results: list[dict[str, Any]] = []
+        found: list[dict[str, Any]] = []
         step = self.config.evaluation.batch_size
         for start in range(0, len(inputs), step):
-            held = np.stack([images.load_square(item, size, data.fit, data.sixteen_bit) for item in inputs[start : start + step]])
-            image = transforms.resize(torch.from_numpy(held), self.model.image_size)
+            chunk = inputs[start : start + step]
+            held = torch.from_numpy(np.stack([self._square(item, size) for item in chunk]))
+            image = transforms.resize(held, self.model.image_size)
             with torch.inference_mode(), self.engine.autocast():
                 rows = self.predict(self.engine.send({"image": image}))
-            for item, row in zip(inputs[start : start + step], rows, strict=True):
-                scores = {name: float(score) for name, score in zip(self.classes, row, strict=True)}
+            for item, row in zip(chunk, rows, strict=True):
                 best = int(row.argmax())
-                shown = str(item) if isinstance(item, str | Path) else None
-                results.append({"input": shown, "prediction": self.classes[best], "confidence": float(row[best]), "scores": scores})
-        return results
+                found.append(
+                    {
+                        "input": str(item) if isinstance(item, str | Path) else None,
+                        "prediction": self.classes[best],
+                        "confidence": float(row[best]),
+                        "scores": {name: float(score) for name, score in zip(self.classes, row, strict=True)},
+                    }
+                )
+        return found
+
+    def _square(self, item: Any, size: int) -> NDArray[np.uint8]:
+        """A file or an array uint8 [H, W, 3] as the model's training images were prepared. [3, size, size]"""
+        if isinstance(item, str | Path):
+            entry, name = {"path": str(item), "bytes": None}, str(item)
+        else:
+            entry, name = {"path": None, "bytes": images.encode(item)}, "array"
+        return images.decode_resized(entry, name, size, self.fit, self.config.data.sixteen_bit)

@@ -1,0 +1,14 @@
+"""Run all benchmarks, or those named: python -m benchmarks [NAME ...]."""
+
+import sys
+from importlib import import_module
+
+NAMES = ("bootstrap", "cifar10_mlp", "inception_head", "loop_overhead")
+
+
+def main() -> None:
+    for name in sys.argv[1:] or NAMES:
+        import_module(f"benchmarks.{name}").main()
+
+
+main()

@@ -1,0 +1,25 @@
+"""What a user says about the adaptation; read by `methods.apply`. Imports no torch."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from finesight.config import Section
+
+
+class AdaptConfig(Section):
+    """Which parameters are trained."""
+
+    method: Literal["full", "head", "lora"] = Field(
+        "full", description="Train everything, only the head, or low-rank adapters (LoRA) and the head"
+    )
+    rank: int = Field(8, ge=1, description="Rank of the LoRA matrices")
+    alpha: float = Field(16.0, gt=0, description="LoRA scale; the update is multiplied by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of the LoRA matrices")
+    targets: list[str] | None = Field(
+        None, description="Modules that get LoRA, by full name or its end; attention query and value if none"
+    )
+    allow_random_frozen: bool = Field(
+        False,
+        description="Accept parameters that are neither pretrained nor trained (a random frozen backbone)",
+    )

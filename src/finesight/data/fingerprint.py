@@ -1,0 +1,140 @@
+"""Hashes of image contents and of whole data sets: cache keys, and proof of what a run has seen."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from finesight.data.images import split_zip_path
+from finesight.errors import DataError
+
+_BYTES = 16
+_BLOCK = 1 << 20
+_MEMO = "file_hashes.json"
+_MOST_MEMOS = 1_000_000
+# A file changed again within the clock's tick would keep its time stamp: too young ones are not remembered.
+_SETTLED_SECONDS = 2.0
+
+
+def content_hashes(dataset: datasets.Dataset, cache_dir: str | Path | None = None) -> list[str]:
+    """One hash (32 hex digits, BLAKE2b) per image, in row order.
+
+    Of a file or of bytes: the hash of the encoded bytes, so equal files have equal hashes. Of a zip
+    member: of the archive's hash and the member's name. Hashes of files are remembered by path, size and
+    time of change in `cache_dir` (default ~/.cache/finesight); without a writable folder they are
+    computed anew. Raises `DataError` for files that cannot be read.
+    """
+    entries = dataset.select_columns(["image"]).with_format("arrow")[:]["image"]
+    memo = _Memo(Path(cache_dir) if cache_dir else Path.home() / ".cache" / "finesight")
+    contents: list[str | None] = []
+    places: list[tuple[str, ...]] = []
+    for chunk in entries.chunks:
+        contents += [_hash(data.as_buffer()) if data.is_valid else None for data in chunk.field("bytes")]
+        places += [split_zip_path(path) or (path,) for path in chunk.field("path").to_pylist()]
+    rows = list(zip(contents, places, strict=True))
+    of_file = memo.hashes({place[0] for content, place in rows if content is None})
+    return [
+        content or (_hash(f"{of_file[place[0]]}\0{place[1]}".encode()) if place[1:] else of_file[place[0]])
+        for content, place in rows
+    ]
+
+
+def fingerprint(dataset: datasets.Dataset | datasets.DatasetDict, cache_dir: str | Path | None = None) -> str:
+    """32 hex digits over split names, class names, ids, labels and contents, in row order.
+
+    It does not depend on where the files lie, and changes with any byte of any image.
+    Raises `DataError`.
+    """
+    parts = dataset if isinstance(dataset, dict) else {"": dataset}
+    total = hashlib.blake2b(digest_size=_BYTES)
+    for name, part in parts.items():
+        columns = part.select_columns(["id", "label"]).with_format("arrow")[:]
+        rows = zip(
+            columns["id"].to_pylist(),
+            columns["label"].to_pylist(),
+            content_hashes(part, cache_dir),
+            strict=True,
+        )
+        # JSON, so that no choice of names can look like another list of rows.
+        total.update(json.dumps([name, part.features["label"].names, list(rows)]).encode())
+    return total.hexdigest()
+
+
+def _hash(data: Any) -> str:
+    return hashlib.blake2b(data, digest_size=_BYTES).hexdigest()
+
+
+def _hash_file(path: str) -> str:
+    state = hashlib.blake2b(digest_size=_BYTES)
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while block := file.read(_BLOCK):
+                state.update(block)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    return state.hexdigest()
+
+
+class _Memo:
+    """Remembers hashes of files. Processes may share the folder: each replaces the file whole, and an
+    entry that another one overwrote is only computed again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / _MEMO
+
+    def hashes(self, paths: Iterable[str]) -> dict[str, str]:
+        wanted = sorted(paths)
+        if not wanted:
+            return {}
+        known = self._read()
+        keys = {path: self._state(path) for path in wanted}
+        found = {path: known[path][2] for path in wanted if known.get(path, [None])[:2] == keys[path]}
+        missing = [path for path in wanted if path not in found]
+        if missing:
+            with ThreadPoolExecutor(4) as pool:
+                found.update(zip(missing, pool.map(_hash_file, missing), strict=True))
+            now = time.time_ns()
+            settled = [path for path in missing if now - keys[path][1] > _SETTLED_SECONDS * 1e9]
+            self._add({path: [*keys[path], found[path]] for path in settled})
+        return found
+
+    @staticmethod
+    def _state(path: str) -> list[int]:
+        try:
+            state = os.stat(path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+        return [state.st_size, state.st_mtime_ns]
+
+    def _read(self) -> dict[str, list[Any]]:
+        try:
+            content = json.loads(self.path.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _add(self, entries: dict[str, list[Any]]) -> None:
+        if not entries:
+            return
+        content = self._read() | entries
+        if len(content) > _MOST_MEMOS:
+            content = entries
+        temporary = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
+                temporary = file.name
+                json.dump(content, file)
+            os.replace(temporary, self.path)
+        except OSError:  # read-only or full: the memo is a convenience
+            if temporary is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
