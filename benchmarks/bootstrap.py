@@ -48,9 +48,7 @@ def _data() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     return probabilities / probabilities.sum(axis=1, keepdims=True), labels
 
 
-def _ours(
-    metric: ClassificationMetric, probabilities: NDArray[np.float64], labels: NDArray[np.int64]
-) -> None:
+def _ours(metric: ClassificationMetric, probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> None:
     intervals(metric, metric.statistics(probabilities, labels), resamples=RESAMPLES)
 
 

@@ -66,7 +66,10 @@ def main() -> None:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (ROWS, 32, 32, 3), dtype=np.uint8)
     labels = generator.integers(0, 10, ROWS)
-    tensors = {"image": torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), "label": torch.from_numpy(labels)}
+    tensors = {
+        "image": torch.from_numpy(images.transpose(0, 3, 1, 2).copy()),
+        "label": torch.from_numpy(labels),
+    }
     batches = Batches([str(row) for row in range(ROWS)], tensors, batch_size=64, shuffle=True)
     loader = torch.utils.data.DataLoader(_Rows(images, labels), batch_size=64, shuffle=True, num_workers=2)
     peer = MLP()
@@ -93,8 +96,14 @@ def main() -> None:
 
         own, other = timing.interleaved(ours, theirs, ROUNDS)
     print(f"cifar10-mlp, {ROWS:,} images, batch 64, seconds per epoch [{timing.machine()}]")
-    print(f"  whole epoch: {timing.ratio(own, other)}; {statistics.median(own):.2f} s against {statistics.median(other):.2f} s")
+    print(f"  whole epoch: {timing.ratio(own, other)}; {_medians(own, other)}")
     own, other = timing.interleaved(
-        lambda: [normalise(batch["image"], MEAN, STD) for batch in batches.epoch(0)], lambda: list(loader), ROUNDS
+        lambda: [normalise(batch["image"], MEAN, STD) for batch in batches.epoch(0)],
+        lambda: list(loader),
+        ROUNDS,
     )
-    print(f"  loading alone: {timing.ratio(own, other)}; {statistics.median(own):.2f} s against {statistics.median(other):.2f} s")
+    print(f"  loading alone: {timing.ratio(own, other)}; {_medians(own, other)}")
+
+
+def _medians(own: list[float], other: list[float]) -> str:
+    return f"{statistics.median(own):.2f} s against {statistics.median(other):.2f} s"

@@ -47,8 +47,8 @@ def main() -> None:
         ours = timing.seconds(lambda: _ours(root, Path(scratch) / "run"))
     print(f"Inception v3 299 px, frozen + head, {len(train)} training images [{timing.machine()}]")
     print(
-        f"  {EPOCHS} epochs: {EPOCHS * theirs / ours:.0f}x ({ours:.1f} s, with decoding, feature cache, held-out splits, "
-        f"baselines and report, against {EPOCHS} x {theirs:.1f} s for the plain training epochs alone)"
+        f"  {EPOCHS} epochs: {EPOCHS * theirs / ours:.0f}x ({ours:.1f} s, with decoding, feature cache, held-out "
+        f"splits, baselines and report, against {EPOCHS} x {theirs:.1f} s for the plain training epochs alone)"
     )
 
 

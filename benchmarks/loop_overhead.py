@@ -56,7 +56,9 @@ def main() -> None:
         own, other = timing.interleaved(ours, bare, STEPS)
     extra = statistics.median(own) / statistics.median(other) - 1
     print(f"loop overhead, ViT-base, batch 8, 224 px, {engine.precision} [{timing.machine()}]")
-    print(f"  {extra:+.1%} over bare PyTorch (median of {STEPS} interleaved steps, {statistics.median(other):.2f} s each)")
+    print(
+        f"  {extra:+.1%} over bare PyTorch (median of {STEPS} interleaved steps, {statistics.median(other):.2f} s each)"
+    )
     # The same step with a model that costs nothing leaves the loop's own time.
     print(f"  the loop's own work: {1000 * _own_seconds(engine):.2f} ms per step")
 

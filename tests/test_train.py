@@ -214,7 +214,11 @@ def test_a_crash_between_history_and_checkpoint_leaves_no_double_lines(tmp_path:
     resumed = Toy(settings(epochs=3))
     train(resumed, RunFolder(tmp_path / "cut"), resume=True)
     assert torch.equal(weights(task), weights(resumed))
-    assert [json.loads(line)["epoch"] for line in (tmp_path / "cut/history.jsonl").read_text().splitlines()] == [1, 2, 3]
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "cut/history.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_resume_refuses_another_number_of_processes(tmp_path: Path) -> None:

@@ -33,7 +33,13 @@ class Toy:
         columns = {"x": values, "label": labels}
         ids = [f"sample-{index}" for index in range(samples)]
         self.train = Batches(
-            ids, columns, batch_size=config.batch_size, seed=seed, shuffle=True, workers=config.workers, balance=config.balance
+            ids,
+            columns,
+            batch_size=config.batch_size,
+            seed=seed,
+            shuffle=True,
+            workers=config.workers,
+            balance=config.balance,
         )
         self._held_out = Batches(ids, columns, batch_size=16)
         self.steps: list[list[str]] = []
@@ -77,4 +83,6 @@ def train(task: Any, folder: RunFolder, *, seed: int = 0, resume: bool = False, 
 
 def weights(task: Any) -> torch.Tensor:
     """All parameters in one vector."""
-    return torch.cat([parameter.detach().flatten() for module in task.modules.values() for parameter in module.parameters()])
+    return torch.cat(
+        [parameter.detach().flatten() for module in task.modules.values() for parameter in module.parameters()]
+    )

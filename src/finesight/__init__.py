@@ -11,10 +11,13 @@ __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "load_run", "run"]
 
 if TYPE_CHECKING:
-    from finesight.experiment import Run, load_run, run
+    from finesight.experiment import run
+    from finesight.reopen import Run, load_run
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Run", "load_run", "run"):
-        return getattr(import_module("finesight.experiment"), name)
+    if name == "run":
+        return import_module("finesight.experiment").run
+    if name in ("Run", "load_run"):
+        return getattr(import_module("finesight.reopen"), name)
     raise AttributeError(f"module 'finesight' has no attribute {name!r}")

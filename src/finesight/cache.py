@@ -59,7 +59,9 @@ def stored(
         directory.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(directory).free
     except OSError as error:
-        raise DataError(f"{directory}: the cache cannot be written: {error.strerror}. Choose another with --data.cache_dir.") from None
+        raise DataError(
+            f"{directory}: the cache cannot be written: {error.strerror}. Choose another with --data.cache_dir."
+        ) from None
     if size > free * 0.9:
         raise DataError(
             f"{directory}: {what} need {human_bytes(size)}, {human_bytes(free)} are free. Make room, choose another "
@@ -95,7 +97,14 @@ def as_tensor(array: NDArray[Any]) -> Tensor:
 
 
 def pixels(
-    dataset: Any, hashes: list[str], directory: Path, size: int, fit: str, sixteen_bit: str, skip_bad: int, say: Say
+    dataset: Any,
+    hashes: list[str],
+    directory: Path,
+    size: int,
+    fit: Any,
+    sixteen_bit: Any,
+    skip_bad: int,
+    say: Say,
 ) -> tuple[Tensor, list[int]]:
     """Every image of a `datasets.Dataset`, decoded once.
 
@@ -167,7 +176,10 @@ def _refuse(faults: list[Any], allowed: int) -> None:
     if len(faults) > allowed:
         shown = [reason for _, reason in faults[:20]]
         more = f"... and {len(faults) - 20} more." if len(faults) > 20 else ""
-        remedy = f"{len(faults)} unreadable images; {allowed} are allowed. Mend or remove them, or pass --data.skip_bad {len(faults)}."
+        remedy = (
+            f"{len(faults)} unreadable images; {allowed} are allowed. Mend or remove them, "
+            f"or pass --data.skip_bad {len(faults)}."
+        )
         raise DataError(*shown, *([more] if more else []), remedy)
 
 

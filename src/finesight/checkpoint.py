@@ -62,7 +62,8 @@ def save(directory: Path, step: int, tensors: Tensors, state: dict[str, Any]) ->
             free = shutil.disk_usage(directory).free
             raise CheckpointError(
                 f"{directory}: the disk is full: a checkpoint needs {human_bytes(needed)} ({needed} bytes), "
-                f"{human_bytes(free)} are free. The earlier checkpoints are kept; make room and run again with --resume."
+                f"{human_bytes(free)} are free. The earlier checkpoints are kept; make room and run again "
+                "with --resume."
             ) from None
         raise
     return final
@@ -106,7 +107,7 @@ def newest(directory: Path, say: Callable[[str], None]) -> Checkpoint | None:
     if not directory.is_dir():
         return None
     folders = sorted(directory.glob("step-*"), reverse=True)
-    damaged = []
+    damaged: list[str] = []
     for folder in folders:
         fault = verify(folder)
         if fault is None:

@@ -161,12 +161,12 @@ def _demo(words: list[str]) -> int:
 def _eval(words: list[str]) -> int:
     run, json_wanted, rest = _run_and_json("eval", words)
     split, rest = _taken(rest, "--split")
-    from finesight import config, experiment, recipes
+    from finesight import config, recipes, reopen
     from finesight.run_folder import open_run
 
     stored = config.read_yaml(open_run(run).config)
     overrides = config.parse_flags(rest, recipes.task_class(stored).Config)
-    metrics = experiment.evaluate_again(run, split or "test", overrides)
+    metrics = reopen.evaluate_again(run, split or "test", overrides)
     if json_wanted:
         print(json.dumps(metrics, indent=2))
     else:
@@ -181,9 +181,9 @@ def _predict(words: list[str]) -> int:
     parser.add_argument("files", nargs="+")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(words)
-    from finesight import experiment
+    from finesight import reopen
 
-    rows = experiment.load_run(chosen.run).predict(chosen.files)
+    rows = reopen.load_run(chosen.run).predict(chosen.files)
     if chosen.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
@@ -222,9 +222,9 @@ def _replay(words: list[str]) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--output", type=Path)
     chosen = parser.parse_args(words)
-    from finesight import experiment
+    from finesight import reopen
 
-    different = experiment.replay(chosen.run, ["finesight", "replay", *words], chosen.output)
+    different = reopen.replay(chosen.run, ["finesight", "replay", *words], chosen.output)
     if not different:
         print("Replayed: every loss and every metric is the same, bit for bit.")
         return 0

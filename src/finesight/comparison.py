@@ -49,8 +49,7 @@ def lines(result: dict[str, Any]) -> list[str]:
             entry = run["metrics"][name]
             interval = "" if entry["low"] is None else f"  [{entry['low']:.4f}, {entry['high']:.4f}]"
             text.append(f"  {run['name']:<{width}}  {entry['value']:.4f}{interval}  n = {entry['n']:,}")
-        for pair in result["pairs"]:
-            text.append(f"    {_verdict(name, pair)}")
+        text += [f"    {_verdict(name, pair)}" for pair in result["pairs"]]
     return text
 
 
@@ -68,7 +67,8 @@ def _verdict(name: str, pair: dict[str, Any]) -> str:
     clear = entry["low"] > 0 or entry["high"] < 0
     better = (entry["difference"] > 0) == higher_is_better(name)
     word = f"{pair['b'] if better else pair['a']} is better" if clear else "no clear difference"
-    return f"{pair['b']} - {pair['a']}: {entry['difference']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}], p = {entry['p']:.3f}: {word}"
+    interval = f"[{entry['low']:+.4f}, {entry['high']:+.4f}], p = {entry['p']:.3f}"
+    return f"{pair['b']} - {pair['a']}: {entry['difference']:+.4f} {interval}: {word}"
 
 
 def _test_rows(path: Path) -> dict[str, list[Any]]:
@@ -79,19 +79,24 @@ def _test_rows(path: Path) -> dict[str, list[Any]]:
     return {name: rows.column(name).to_pylist() for name in ("id", "group", "reference", "scores")}
 
 
-def _same_test(a: tuple[Path, list[str], dict[str, list[Any]]], b: tuple[Path, list[str], dict[str, list[Any]]]) -> None:
+def _same_test(
+    a: tuple[Path, list[str], dict[str, list[Any]]], b: tuple[Path, list[str], dict[str, list[Any]]]
+) -> None:
     (path_a, classes_a, rows_a), (path_b, classes_b, rows_b) = a, b
     if rows_a["id"] != rows_b["id"]:
         shared = len(set(rows_a["id"]) & set(rows_b["id"]))
         raise RunError(
-            f"{path_a} and {path_b}: tested on different samples ({len(rows_a['id'])} and {len(rows_b['id'])}, {shared} shared), "
-            "so their numbers cannot be compared. Train both on the same --data.root, --data.splits, --data.group and --seed."
+            f"{path_a} and {path_b}: tested on different samples ({len(rows_a['id'])} and {len(rows_b['id'])}, "
+            f"{shared} shared), so their numbers cannot be compared. "
+            "Train both on the same --data.root, --data.splits, --data.group and --seed."
         )
     if sorted(classes_a) != sorted(classes_b):
         raise RunError(f"{path_a} and {path_b}: different classes ({', '.join(classes_a)} and {', '.join(classes_b)}).")
     different = sum(x != y for x, y in zip(rows_a["reference"], rows_b["reference"], strict=True))
     if different:
-        raise RunError(f"{path_a} and {path_b}: {different} test samples have another label in the second run; mend the data.")
+        raise RunError(
+            f"{path_a} and {path_b}: {different} test samples have another label in the second run; mend the data."
+        )
 
 
 def _statistics(metric: ClassificationMetric, classes: list[str], rows: dict[str, list[Any]]) -> Any:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
 from finesight.config import Section
 from finesight.engine import Engine
@@ -16,7 +17,6 @@ from finesight.metrics import bootstrap
 from finesight.progress import Progress
 from finesight.run_folder import RunFolder
 from finesight.tasks.base import Task
-from pydantic import Field
 
 
 class EvaluationConfig(Section):
@@ -92,7 +92,11 @@ def write_predictions(
     """predictions.parquet: id, split, group, reference, prediction, scores."""
     parts = []
     for split, rows in predictions.items():
-        columns: dict[str, Any] = {"id": list(task.held_out(split).ids), "split": [split] * len(rows), "group": groups[split]}
+        columns: dict[str, Any] = {
+            "id": list(task.held_out(split).ids),
+            "split": [split] * len(rows),
+            "group": groups[split],
+        }
         parts.append(pa.table(columns | task.table(split, rows)))
     with replacing(folder.predictions) as temporary:
         pq.write_table(pa.concat_tables(parts), temporary)

@@ -1,49 +1,30 @@
-"""One experiment from configuration to report: `run`, `resume`, `load_run`, `evaluate_again`, `replay`."""
+"""One experiment from configuration to report, new or continued."""
 
 import os
 import shlex
 import shutil
-import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from finesight import checkpoint, config as configuration, recipes
+from finesight import checkpoint, recipes
+from finesight import config as configuration
 from finesight.data.fingerprint import fingerprint
 from finesight.data.loading import load
 from finesight.engine import Engine, hardware
 from finesight.errors import ConfigError, RunError
 from finesight.evaluate import evaluate, finite, predict, scores, write_predictions
-from finesight.files import read_json, sync, write_json, write_text
-from finesight.run_folder import RunFolder, git_state, open_run, peak_memory, versions
-from finesight.train import fit, load_weights
+from finesight.files import sync, write_json, write_text
+from finesight.reopen import Run, load_frozen, quiet, refuse_changed_data, say
+from finesight.run_folder import RunFolder, git_state, peak_memory, versions
+from finesight.train import fit
 
 # Options that may differ when a run is continued: they do not change its numbers.
 FREE = {"train.workers", "train.save_every", "train.save_minutes", "data.cache_dir", "description"}
-
-
-class Run:
-    """A finished run: its folder, its numbers, and its model ready for new images."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._task: Any = None
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """The content of metrics.json: {split: {metric: {value, low, high, n}}, "baselines": {name: ...}}."""
-        return open_run(self.path).read_metrics()
-
-    def predict(self, inputs: str | Path | Sequence[Any]) -> list[dict[str, Any]]:
-        """Predictions for image files, or uint8 arrays [H, W, 3]: input, prediction, confidence, scores."""
-        if self._task is None:
-            self._task = _restored(open_run(self.path), Engine("auto"), _quiet)
-        return self._task.predict_images([inputs] if isinstance(inputs, str | Path) else list(inputs))
 
 
 def run(
@@ -63,12 +44,9 @@ def run(
     options = dict(overrides or {})
     output, resume = options.pop("output", output), options.pop("resume", resume)
     name, base = recipes.read(recipe)
-    return execute(name, base, configuration.nest(options), Path(output) if output else None, resume, [], verbose=verbose)
-
-
-def load_run(path: str | Path) -> Run:
-    """Open a run folder."""
-    return Run(open_run(path).path)
+    return execute(
+        name, base, configuration.nest(options), Path(output) if output else None, resume, [], verbose=verbose
+    )
 
 
 def execute(
@@ -93,15 +71,19 @@ def execute(
             f"{folder.path}: already holds a run. Continue it with --resume, or choose another folder with --output."
         )
     if config.data.root is None:
-        raise ConfigError("data.root: required, and not given. Name your images: --data.root FOLDER (or a zip, CSV, npz, hub:OWNER/NAME).")
+        raise ConfigError(
+            "data.root: required, and not given. Name your images: --data.root FOLDER "
+            "(or a zip, CSV, npz, hub:OWNER/NAME)."
+        )
     engine = Engine(config.precision, config.train.compile)
-    say = _say if verbose and engine.main else _quiet
+    tell = say if verbose and engine.main else quiet
     if engine.main:
         folder.lock()
     try:
-        _experiment(kind, name, config, folder, engine, say, resume, command)
+        _experiment(kind, name, config, folder, engine, tell, resume, command)
     finally:
-        folder.unlock()
+        if engine.main:
+            folder.release()
         engine.close()
     return Run(folder.path)
 
@@ -112,7 +94,9 @@ def _same_run(kind: Any, folder: RunFolder, overrides: Mapping[str, Any]) -> Any
     wanted = configuration.build(kind.Config, stored, overrides)
     before = configuration.flatten(configuration.build(kind.Config, stored))
     after = configuration.flatten(wanted)
-    changed = [f"{key}: {before[key]!r} -> {after[key]!r}" for key in after if after[key] != before[key] and key not in FREE]
+    changed = [
+        f"{key}: {before[key]!r} -> {after[key]!r}" for key in after if after[key] != before[key] and key not in FREE
+    ]
     if changed:
         raise RunError(
             *changed, f"{folder.path}: --resume continues the same run, and these options would change it. "
@@ -122,18 +106,25 @@ def _same_run(kind: Any, folder: RunFolder, overrides: Mapping[str, Any]) -> Any
 
 
 def _experiment(
-    kind: Any, name: str, config: Any, folder: RunFolder, engine: Engine, say: Any, resume: bool, command: list[str]
+    kind: Any,
+    name: str,
+    config: Any,
+    folder: RunFolder,
+    engine: Engine,
+    say: Any,
+    resume: bool,
+    command: list[str],
 ) -> None:
     started = time.monotonic()
     data = load(config.data, config.seed)
     stamp = fingerprint(data)
-    _refuse_changed_data(folder, stamp)
+    refuse_changed_data(folder, stamp)
     classes = list(data["train"].features["label"].names)
     # A run that never reached its first checkpoint starts from the original weights again.
     saved = folder.model if resume and any(folder.checkpoints.glob("step-*")) else None
     task = kind(config, classes, engine, say, saved)
     if saved is not None:
-        _load_frozen(task, folder)
+        load_frozen(task, folder)
     for line in task.audit.lines():
         say(line)
     data = task.prepare(data)
@@ -144,7 +135,9 @@ def _experiment(
 
     def validate() -> dict[str, float]:
         found = scores(task, "validation", predict(task, "validation", engine))
-        return finite({"loss": found["nll"], **{k: v for k, v in found.items() if "/" not in k}} if "nll" in found else found)
+        return finite(
+            {"loss": found["nll"], **{k: v for k, v in found.items() if "/" not in k}} if "nll" in found else found
+        )
 
     def better(new: float, old: float) -> bool:
         return new > old if task.higher_is_better(config.train.select) else new < old
@@ -174,9 +167,8 @@ def _start(folder: RunFolder, name: str, config: Any, task: Any, data: Any, stam
     shutil.rmtree(folder.model, ignore_errors=True)
     temporary.mkdir()
     task.save_spec(temporary)
-    write_json(temporary / "classes.json", task.classes)
     frozen = {f"frozen.{module}": tensors for module, tensors in task.frozen_state().items() if tensors}
-    checkpoint.write_folder(temporary, frozen, {})
+    checkpoint.write_folder(temporary, frozen, {"state.json": {"classes": task.classes}})
     os.rename(temporary, folder.model)
     sync(folder.path)
     counts = {split: _counts(data[split], task.classes) for split in data}
@@ -186,7 +178,7 @@ def _start(folder: RunFolder, name: str, config: Any, task: Any, data: Any, stam
         processes=task.engine.world, device=str(task.engine.device), precision=task.engine.precision,
         hardware=hardware(), started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         data={"root": config.data.root, "fingerprint": stamp, "counts": counts, "notes": _notes(config, data)},
-        model={"name": config.model.name, "trainable": task.audit.trainable, "total": task.audit.total, "audit": asdict(task.audit)},
+        model={"name": config.model.name, **asdict(task.audit), "audit": task.audit.lines()},
     )  # fmt: skip
     write_text(folder.config, configuration.to_yaml(config))
 
@@ -207,40 +199,11 @@ def _notes(config: Any, data: Any) -> list[str]:
     if config.data.near_duplicates == "group":
         notes.append("Visually near-identical images stay in one split.")
     if config.train.balance is not None:
-        notes.append(f"Training shows {config.train.balance:,} images of every class per epoch, drawn on the fly; held-out splits are untouched.")
-    return notes
-
-
-def _refuse_changed_data(folder: RunFolder, stamp: str) -> None:
-    before = folder.read_run().get("data", {}).get("fingerprint") if folder.exists() else None
-    if before is not None and before != stamp:
-        raise RunError(
-            f"{folder.path}: the data changed since the run began (fingerprint {before[:12]}, now {stamp[:12]}). "
-            "Restore the data, or start a new run with another --output."
+        notes.append(
+            f"Training shows {config.train.balance:,} images of every class per epoch, drawn on the fly; "
+            "held-out splits are untouched."
         )
-
-
-def _load_frozen(task: Any, folder: RunFolder) -> None:
-    stored = checkpoint.opened(folder.model)
-    for name, expected in task.frozen_state().items():
-        if expected:
-            tensors = stored.tensors(f"frozen.{name}")
-            checkpoint.restore_module(task.modules[name], tensors, set(expected), str(folder.model))
-
-
-def _restored(folder: RunFolder, engine: Engine, say: Any) -> Any:
-    """The task of a run with its best weights, without data."""
-    stored = configuration.read_yaml(folder.config)
-    kind = recipes.task_class(stored)
-    config = configuration.build(kind.Config, stored)
-    found = checkpoint.newest(folder.checkpoints, say)
-    if found is None:
-        raise RunError(f"{folder.path}: no epoch is finished yet, so there are no weights. Continue it with --resume.")
-    task = kind(config, read_json(folder.model / "classes.json"), engine, say, folder.model)
-    _load_frozen(task, folder)
-    best = found.state["best_step"]
-    load_weights(task, found if best is None else checkpoint.opened(checkpoint.path_of(folder.checkpoints, best)))
-    return task
+    return notes
 
 
 def _finish(folder: RunFolder, task: Any, predictions: Any, groups: Any, config: Any, say: Any) -> dict[str, Any]:
@@ -263,64 +226,3 @@ def _report(folder: RunFolder, say: Any) -> None:
     for line in html.summary_lines(folder.read_metrics(), folder.read_run()):
         say(line)
     say(f"Report: {folder.report}")
-
-
-def evaluate_again(path: Path, split: str = "test", overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Evaluate the stored weights of a run on its data once more, or on other data by overrides.
-
-    Writes nothing. Returns {metric: {value, low, high, n}} of the split.
-    """
-    folder = open_run(path)
-    stored = configuration.read_yaml(folder.config)
-    kind = recipes.task_class(stored)
-    config = configuration.build(kind.Config, stored, overrides or {})
-    engine = Engine(config.precision)
-    try:
-        say = _say if engine.main else _quiet
-        task = _restored(folder, engine, say)
-        data = load(config.data, config.seed)
-        names = list(data["train"].features["label"].names)
-        if names != task.classes:
-            raise RunError(f"{path}: trained on the classes {', '.join(task.classes)}; the data has {', '.join(names)}.")
-        if not overrides:
-            _refuse_changed_data(folder, fingerprint(data))
-        data = task.prepare(data)
-        groups = {split: list(data[split]["group"])}
-        predictions = {split: predict(task, split, engine, shown=True)}
-        return evaluate(task, predictions, groups, config.evaluation, config.seed, baselines=False)[split]
-    finally:
-        engine.close()
-
-
-def replay(path: Path, command: list[str], output: Path | None = None) -> list[str]:
-    """Run the same configuration again in a new folder; returns what differs (nothing, on the same CPU)."""
-    folder = open_run(path)
-    before = folder.read_run()
-    folder.read_metrics()
-    torch.set_num_threads(before["threads"])
-    stored = configuration.read_yaml(folder.config)
-    with tempfile.TemporaryDirectory() as scratch:
-        again = execute(before["recipe"], stored, {}, output or Path(scratch) / "replay", False, command)
-        return differences(folder, RunFolder(again.path))
-
-
-def differences(a: RunFolder, b: RunFolder) -> list[str]:
-    """Where two runs differ: epoch losses and scores, then final metrics; compared bit for bit."""
-    found = []
-    rows_a, rows_b = a.read_history(), b.read_history()
-    if len(rows_a) != len(rows_b):
-        found.append(f"history: {len(rows_a)} epochs and {len(rows_b)}")
-    for x, y in zip(rows_a, rows_b, strict=False):
-        if x != y:
-            found.append(f"epoch {x['epoch']}: train {x['train']} and {y['train']}; validation loss {x['validation'].get('loss')} and {y['validation'].get('loss')}")
-    if a.read_metrics() != b.read_metrics():
-        found.append("metrics.json differs")
-    return found
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-def _quiet(text: str) -> None:
-    pass

@@ -23,7 +23,9 @@ class TrainConfig(Section):
         1, ge=1, description="Micro-batches that a batch is cut into, to save memory; the result is the same"
     )
     balance: int | None = Field(
-        None, ge=1, description="Show exactly this many training samples of every class per epoch, drawn on the fly"
+        None,
+        ge=1,
+        description="Show exactly this many training samples of every class per epoch, drawn on the fly",
     )
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="Update rule")
     lr: float = Field(1e-3, gt=0, description="Base learning rate")
@@ -37,9 +39,13 @@ class TrainConfig(Section):
     plateau_patience: int = Field(5, ge=1, description="plateau: epochs without improvement before a reduction")
     min_lr: float = Field(0.0, ge=0, description="Learning rate that no schedule goes below")
     early_stop: int | None = Field(None, ge=1, description="Stop after this many epochs without improvement")
-    select: str = Field("accuracy", description="Validation metric that picks the best epoch and drives plateau and early stop")
+    select: str = Field(
+        "accuracy",
+        description="Validation metric that picks the best epoch and drives plateau and early stop",
+    )
     selection_split: Literal["validation", "test"] = Field(
-        "validation", description="Split that picks the epoch; 'test' is refused: it is for the final number only"
+        "validation",
+        description="Split that picks the epoch; 'test' is refused: it is for the final number only",
     )
     workers: int = Field(0, ge=0, description="Loader processes; 0 prepares batches in the training process")
     save_every: int | None = Field(None, ge=1, description="Also save a checkpoint every this many steps")
@@ -51,12 +57,12 @@ class TrainConfig(Section):
         if self.selection_split == "test":
             raise ValueError(
                 "train.selection_split: the test split must not choose the epoch, or its number is no test any more; "
-                "use 'validation' (a share of the training images is held out when the data has none)"
+                "use 'validation' (a share of the training images is held out where the data has none)"
             )
         if self.accumulation > self.batch_size:
             raise ValueError(
-                f"train.accumulation: {self.accumulation} micro-batches cannot be cut from a batch of {self.batch_size}; "
-                "lower it to at most train.batch_size"
+                f"train.accumulation: {self.accumulation} micro-batches cannot be cut from a batch of "
+                f"{self.batch_size}; lower it to at most train.batch_size"
             )
         if self.min_lr > self.lr:
             raise ValueError(f"train.min_lr: {self.min_lr} is above train.lr ({self.lr}); give a smaller one")
@@ -78,7 +84,14 @@ def make_optimizer(parameters: "list[torch.nn.Parameter]", config: TrainConfig) 
 
 
 def factor(
-    name: ScheduleName, step: int, total: int, *, warmup: int = 0, every: int = 1, decay: float = 0.1, floor: float = 0.0
+    name: ScheduleName,
+    step: int,
+    total: int,
+    *,
+    warmup: int = 0,
+    every: int = 1,
+    decay: float = 0.1,
+    floor: float = 0.0,
 ) -> float:
     """The factor on the base learning rate for optimiser step `step` (from 0) of `total`.
 

@@ -15,7 +15,20 @@ from typing import Any, TextIO
 from finesight.errors import RunError
 from finesight.files import read_json, remove_leftovers, write_json, write_text
 
-PACKAGES = ("torch", "torchvision", "transformers", "datasets", "peft", "accelerate", "timm", "numpy", "pillow")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "datasets",
+    "peft",
+    "accelerate",
+    "timm",
+    "numpy",
+    "pillow",
+)
+
+# Folders locked by this process: a record lock does not stop its own process.
+_HELD: set[Path] = set()
 
 
 class RunFolder:
@@ -63,6 +76,8 @@ class RunFolder:
 
     def lock(self) -> None:
         """Create the folder and hold it; raises `RunError` naming the process that already does."""
+        if not self.exists() and not (self.path / ".lock").exists() and self.path.is_dir() and any(self.path.iterdir()):
+            raise RunError(f"{self.path}: not empty, and not a run. Choose a new folder with --output.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a+", encoding="utf-8")
@@ -71,7 +86,10 @@ class RunFolder:
                 f"{self.path}: cannot be written: {error.strerror}. Choose another folder with --output."
             ) from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self.path.resolve() in _HELD:
+                raise BlockingIOError
+            # A record lock is not inherited by forked loader workers, which may outlive a killed run.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
@@ -80,6 +98,7 @@ class RunFolder:
             raise RunError(
                 f"{self.path}: in use by {holder}. Wait for it or stop it, or choose another --output."
             ) from None
+        _HELD.add(self.path.resolve())
         self._lock.truncate(0)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()} since {started}\n")
@@ -90,6 +109,14 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+            _HELD.discard(self.path.resolve())
+
+    def release(self) -> None:
+        """Unlock; a folder in which nothing was begun is removed again."""
+        if not self.exists() and [entry.name for entry in self.path.iterdir()] == [".lock"]:
+            (self.path / ".lock").unlink()
+            self.path.rmdir()
+        self.unlock()
 
     def append_history(self, row: dict[str, Any]) -> None:
         with self.history.open("a", encoding="utf-8") as file:

@@ -15,9 +15,9 @@ from finesight import checkpoint
 from finesight.data.batches import Batch, split_batch
 from finesight.engine import Engine, is_out_of_memory
 from finesight.errors import CheckpointError, FinesightError, NonFiniteLoss, Stopped
+from finesight.optimization import Plateau, TrainConfig, factor
 from finesight.progress import Progress, clock
 from finesight.run_folder import RunFolder
-from finesight.optimization import Plateau, TrainConfig, factor
 from finesight.tasks.base import Loss, Task
 
 Say = Callable[[str], None]
@@ -95,7 +95,9 @@ class Loop:
                     name = loss.optimizer
                     self.optimizers[name].zero_grad(set_to_none=True)
                 if loss.optimizer != name:
-                    raise FinesightError(f"train_step yielded {loss.optimizer!r} and {name!r} in one place of its order.")
+                    raise FinesightError(
+                        f"train_step yielded {loss.optimizer!r} and {name!r} in one place of its order."
+                    )
                 value = loss.loss.item()
                 if not math.isfinite(value):
                     self._name_culprits(piece, loss.optimizer, value)
@@ -175,7 +177,9 @@ class Loop:
         self.engine.share_buffers(self.task.modules.values())
         scores = validate()
         if config.select not in scores:
-            raise FinesightError(f"train.select: {config.select!r} is not measured; known: {', '.join(sorted(scores))}.")
+            raise FinesightError(
+                f"train.select: {config.select!r} is not measured; known: {', '.join(sorted(scores))}."
+            )
         value = scores[config.select]
         improved = math.isfinite(value) and (state.best is None or better(value, state.best))
         if improved:
@@ -211,7 +215,9 @@ class Loop:
             before = sorted(int(path.name.removeprefix("step-")) for path in self.folder.checkpoints.glob("step-*"))
             checkpoint.save(self.folder.checkpoints, self.state.step, tensors, state | {"shares": shares})
             keep = {self.state.step, *[step for step in before if step < self.state.step][-1:]}
-            checkpoint.prune(self.folder.checkpoints, keep | ({self.state.best_step} - {None}))  # type: ignore[arg-type]
+            if self.state.best_step is not None:
+                keep.add(self.state.best_step)
+            checkpoint.prune(self.folder.checkpoints, keep)
         self._last_save = time.monotonic()
 
     def save_is_due(self) -> bool:
@@ -234,7 +240,10 @@ class Loop:
                 "Continue with the same number of processes, so that the run stays the same run."
             )
         self.state = State(**saved)
-        self.state.sums, self.state.items = shares[self.engine.rank]["sums"], shares[self.engine.rank]["items"]
+        self.state.sums, self.state.items = (
+            shares[self.engine.rank]["sums"],
+            shares[self.engine.rank]["items"],
+        )
         self.plateau.restore(self.state.plateau)
         load_weights(self.task, found)
         for name, optimizer in self.optimizers.items():
@@ -267,12 +276,16 @@ def fit(
         say(f"Continuing after step {loop.state.step:,} (epoch {loop.state.epoch + 1}, batch {loop.state.batch}).")
     with _signals() as stop:
         while not loop.state.finished:
-            _epoch(loop, stop)
             started = time.monotonic()
+            _epoch(loop, stop)
             row = loop.close_epoch(validate, better)
             loop.save()
             say(_epoch_line(row, config, time.monotonic() - started))
             _stop_if_asked(loop, stop)
+    if engine.main:
+        ends = {loop.state.step, loop.state.best_step} - {None}
+        checkpoint.prune(folder.checkpoints, {step for step in ends if step is not None})
+    engine.wait()
     if loop.state.best_step is not None:
         load_weights(task, checkpoint.opened(checkpoint.path_of(folder.checkpoints, loop.state.best_step)))
     return loop.state
@@ -348,4 +361,5 @@ def _epoch_line(row: dict[str, Any], config: TrainConfig, seconds: float) -> str
     shown = {config.select: row["validation"].get(config.select, float("nan")), **row["validation"]}
     validation = "  ".join(f"{name} {value:.4f}" for name, value in list(shown.items())[:2])
     star = "  best so far" if row["best"] else ""
-    return f"epoch {row['epoch']:>3}/{config.epochs}  train {train}  validation {validation}  (validated in {clock(seconds)}){star}"
+    head = f"epoch {row['epoch']:>3}/{config.epochs}  {clock(seconds):>5}"
+    return f"{head}  train {train}  validation {validation}{star}"

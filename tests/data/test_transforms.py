@@ -81,9 +81,7 @@ def test_crop_equals_torchvision() -> None:
     output = T.augment(images, draws, config)
     for image, row, got in zip(images, draws.tolist(), output, strict=True):
         top, left, height, width = T.crop_box(64, 64, row[1 : T._CROP.stop], config)
-        reference = fixed(
-            v2.RandomResizedCrop(64, (0.8, 1.0)), top=top, left=left, height=height, width=width
-        )
+        reference = fixed(v2.RandomResizedCrop(64, (0.8, 1.0)), top=top, left=left, height=height, width=width)
         assert torch.equal(got, reference(image))
 
 
@@ -119,9 +117,7 @@ def test_rotation_equals_torchvision() -> None:
 
 def test_flip_equals_torchvision() -> None:
     images = photos(3)
-    assert torch.equal(
-        T.augment(images, table(3), AugmentConfig(flip=1)), v2.RandomHorizontalFlip(1.0)(images)
-    )
+    assert torch.equal(T.augment(images, table(3), AugmentConfig(flip=1)), v2.RandomHorizontalFlip(1.0)(images))
 
 
 def test_jitter_equals_torchvision_in_every_order() -> None:

@@ -28,8 +28,9 @@ class Audit:
         """The audit for people; layers that differ by a number only share a line."""
         share = f"{self.trainable / self.total:.2%}" if self.total else "0 %"
         found = [f"Trained: {self.trainable:,} of {self.total:,} parameters ({share})."]
-        for pattern, names in _families(self.adapted).items():
-            found.append(f"  {names[0]}" if len(names) == 1 else f"  {pattern} ({len(names)} modules)")
+        if self.trainable < self.total:
+            for pattern, names in _families(self.adapted).items():
+                found.append(f"  {names[0]}" if len(names) == 1 else f"  {pattern} ({len(names)} modules)")
         if self.frozen_random:
             found.append(f"Random and never trained: {len(self.frozen_random)} tensors:")
             for pattern, names in _families(self.frozen_random).items():
@@ -52,7 +53,8 @@ def audit(model: "nn.Module") -> Audit:
             adapted[plain_name(name).rpartition(".")[0]] = None
         else:
             frozen.add(name)
-    random = model.random_parameters() if hasattr(model, "random_parameters") else []  # type: ignore[operator]
+    known = getattr(model, "random_parameters", None)
+    random = known() if callable(known) else []
     return Audit(trainable, total, list(adapted), [plain_name(name) for name in random if name in frozen])
 
 

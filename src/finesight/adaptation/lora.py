@@ -26,8 +26,8 @@ ATTENTION = (
 def inject(backbone: "nn.Module", config: AdaptConfig) -> list[str]:
     """Wrap the target modules of `backbone` by LoRA layers and freeze all else in it; returns their names.
 
-    The adapters start as an exact zero change. Raises `ModelError` for a target that matches no module, or one of
-    a kind that LoRA cannot wrap, and for a backbone without attention where no targets are given.
+    The adapters start as an exact zero change. Raises `ModelError` for a target that matches no module, or
+    one of a kind that LoRA cannot wrap, and for a backbone without attention where no targets are given.
     """
     if config.targets is None:
         names = attention_projections(backbone)
@@ -42,7 +42,10 @@ def inject(backbone: "nn.Module", config: AdaptConfig) -> list[str]:
         # As one expression peft wants the whole name, as a list it would also take every name that ends so.
         target_modules="|".join(re.escape(name) for name in names),
     )
-    inject_adapter_in_model(settings, backbone)
+    try:
+        inject_adapter_in_model(settings, backbone)
+    except (ValueError, NotImplementedError) as error:
+        raise ModelError(f"adapt.method lora: peft cannot wrap {listed(names, 4)}: {error}") from None
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_("lora_" in name)
     return names
@@ -57,8 +60,9 @@ def attention_projections(backbone: "nn.Module") -> list[str]:
         if found:
             return found
     raise ModelError(
-        "adapt.method lora: the backbone has no attention query and value projections. Use adapt.method head or "
-        f"full, or name layers by adapt.targets; it has {len(layers)}, among them {listed(layers, 4)}."
+        "adapt.method lora: the backbone has no attention query and value projections. Use adapt.method "
+        f"head or full, or name layers by adapt.targets; it has {len(layers)}, among them "
+        f"{listed(layers, 4)}."
     )
 
 
@@ -66,17 +70,18 @@ def matching(backbone: "nn.Module", targets: list[str]) -> list[str]:
     """Names of the modules that a target names in full or by its last parts; every target must match one."""
     every = [name for name, _ in backbone.named_modules() if name]
     wrappable = _wrappable(backbone)
-    problems, chosen = [], dict[str, None]()
+    problems: list[str] = []
+    chosen: dict[str, None] = {}
     for target in targets:
         short = target.removeprefix("backbone.")
-        hits = [name for name in every if name == short or name.endswith(f".{short}")]
+        hits = [short] if short in every else [name for name in every if name.endswith(f".{short}")]
         usable = [name for name in hits if name in wrappable]
         if not hits:
             problems.append(f"adapt.targets: {target!r} matches no module{_near(short, list(wrappable))}.")
         elif not usable:
             kind = type(backbone.get_submodule(hits[0])).__name__
             problems.append(
-                f"adapt.targets: {target!r} is {kind}, which LoRA cannot wrap; name a linear or convolutional layer"
+                f"adapt.targets: {target!r} is {kind}, which LoRA cannot wrap; name a linear or conv layer"
                 f"{_near(short, list(wrappable))}."
             )
         chosen.update(dict.fromkeys(usable))
@@ -111,9 +116,7 @@ def _wrappable(backbone: "nn.Module") -> dict[str, str]:
     from torch import nn
 
     kinds: tuple[Any, ...] = (nn.Linear, nn.Conv2d, nn.Embedding, nn.MultiheadAttention)
-    return {
-        name: type(module).__name__ for name, module in backbone.named_modules() if isinstance(module, kinds)
-    }
+    return {name: type(module).__name__ for name, module in backbone.named_modules() if isinstance(module, kinds)}
 
 
 def _near(target: str, names: list[str]) -> str:

@@ -16,9 +16,7 @@ from finesight.data.problems import SHOWN, refuse
 from finesight.data.samples import SPLITS, Samples, array_images, encode, numbered_ids
 from finesight.errors import DataError
 
-_KEYS = (
-    "images and labels, or train_images, train_labels, test_images, test_labels (or x_train, y_train, ...)"
-)
+_KEYS = "images and labels, or train_images, train_labels, test_images, test_labels (or x_train, y_train, ...)"
 
 
 def read_npz(path: Path, group: str | None) -> Samples:
@@ -85,9 +83,7 @@ def _keys(arrays: dict[str, np.ndarray], split: str) -> tuple[str, str] | None:
     return next((pair for pair in pairs if pair[0] in arrays and pair[1] in arrays), None)
 
 
-def _check_pair(
-    path: Path, image_key: str, images: np.ndarray, label_key: str, labels: np.ndarray
-) -> list[str]:
+def _check_pair(path: Path, image_key: str, images: np.ndarray, label_key: str, labels: np.ndarray) -> list[str]:
     problems = []
     shape = list(images.shape)
     if images.dtype != np.uint8:
@@ -99,8 +95,7 @@ def _check_pair(
         problems.append(f"{path}: {image_key} is {shape}; expected [N, H, W] or [N, H, W, 3].")
     if labels.dtype.kind not in "iuUS" or labels.ndim == 0 or labels.size != len(labels):
         problems.append(
-            f"{path}: {label_key} is {labels.dtype} {list(labels.shape)}; expected one whole number or "
-            "text per image."
+            f"{path}: {label_key} is {labels.dtype} {list(labels.shape)}; expected one whole number or text per image."
         )
     elif len(labels) != len(images):
         problems.append(f"{path}: {len(images)} in {image_key}, but {len(labels)} in {label_key}.")

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,11 @@ import datasets
 
 from finesight.data.images import split_zip_path
 from finesight.errors import DataError
+from finesight.files import replacing
 
 _BYTES = 16
 _BLOCK = 1 << 20
+_BLOCK_ROWS = 4096
 _MEMO = "file_hashes.json"
 _MOST_MEMOS = 1_000_000
 # A file changed again within the clock's tick would keep its time stamp: too young ones are not remembered.
@@ -29,18 +30,19 @@ def content_hashes(dataset: datasets.Dataset, cache_dir: str | Path | None = Non
 
     Of a file or of bytes: the hash of the encoded bytes, so equal files have equal hashes. Of a zip
     member: of the archive's hash and the member's name. Hashes of files are remembered by path, size and
-    time of change in `cache_dir` (default ~/.cache/finesight); without a writable folder they are
-    computed anew. Raises `DataError` for files that cannot be read.
+    time of change in `cache_dir` (default $FINESIGHT_CACHE, else ~/.cache/finesight); without a writable
+    folder they are computed anew. Raises `DataError` for files that cannot be read.
     """
-    entries = dataset.select_columns(["image"]).with_format("arrow")[:]["image"]
-    memo = _Memo(Path(cache_dir) if cache_dir else Path.home() / ".cache" / "finesight")
-    contents: list[str | None] = []
-    places: list[tuple[str, ...]] = []
-    for chunk in entries.chunks:
-        contents += [_hash(data.as_buffer()) if data.is_valid else None for data in chunk.field("bytes")]
-        places += [split_zip_path(path) or (path,) for path in chunk.field("path").to_pylist()]
-    rows = list(zip(contents, places, strict=True))
-    of_file = memo.hashes({place[0] for content, place in rows if content is None})
+    entries = dataset.select_columns(["image"]).with_format("arrow")
+    rows: list[tuple[str | None, tuple[str, ...]]] = []
+    for start in range(0, len(entries), _BLOCK_ROWS):
+        for chunk in entries[start : start + _BLOCK_ROWS]["image"].chunks:
+            paths = chunk.field("path").to_pylist()
+            for data, path in zip(chunk.field("bytes"), paths, strict=True):
+                content = _hash(data.as_buffer()) if data.is_valid else None
+                rows.append((content, split_zip_path(path) or (path,)))
+    folder = cache_dir or os.environ.get("FINESIGHT_CACHE") or Path.home() / ".cache" / "finesight"
+    of_file = _Memo(Path(folder).expanduser()).hashes({place[0] for content, place in rows if not content})
     return [
         content or (_hash(f"{of_file[place[0]]}\0{place[1]}".encode()) if place[1:] else of_file[place[0]])
         for content, place in rows
@@ -95,46 +97,38 @@ class _Memo:
         if not wanted:
             return {}
         known = self._read()
-        keys = {path: self._state(path) for path in wanted}
-        found = {path: known[path][2] for path in wanted if known.get(path, [None])[:2] == keys[path]}
+        states = {path: os.stat(path) if os.path.exists(path) else None for path in wanted}
+        found = {}
+        for path, state in states.items():
+            *remembered, content = str(known.get(path)).split(" ")
+            if state is not None and remembered == [str(state.st_size), str(state.st_mtime_ns)]:
+                found[path] = content
         missing = [path for path in wanted if path not in found]
-        if missing:
-            with ThreadPoolExecutor(4) as pool:
-                found.update(zip(missing, pool.map(_hash_file, missing), strict=True))
-            now = time.time_ns()
-            settled = [path for path in missing if now - keys[path][1] > _SETTLED_SECONDS * 1e9]
-            self._add({path: [*keys[path], found[path]] for path in settled})
+        with ThreadPoolExecutor(4) as pool:
+            found.update(zip(missing, pool.map(_hash_file, missing), strict=True))
+        self._add(
+            {
+                path: f"{state.st_size} {state.st_mtime_ns} {found[path]}"
+                for path in missing
+                if (state := states[path]) and time.time() - state.st_mtime > _SETTLED_SECONDS
+            }
+        )
         return found
 
-    @staticmethod
-    def _state(path: str) -> list[int]:
-        try:
-            state = os.stat(path)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
-        return [state.st_size, state.st_mtime_ns]
-
-    def _read(self) -> dict[str, list[Any]]:
+    def _read(self) -> dict[str, str]:
         try:
             content = json.loads(self.path.read_bytes())
         except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
 
-    def _add(self, entries: dict[str, list[Any]]) -> None:
+    def _add(self, entries: dict[str, str]) -> None:
         if not entries:
             return
         content = self._read() | entries
         if len(content) > _MOST_MEMOS:
             content = entries
-        temporary = None
-        try:
+        with contextlib.suppress(OSError):  # read-only or full: the memo is a convenience
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
-                temporary = file.name
-                json.dump(content, file)
-            os.replace(temporary, self.path)
-        except OSError:  # read-only or full: the memo is a convenience
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
+            with replacing(self.path) as temporary:
+                temporary.write_text(json.dumps(content), encoding="utf-8")

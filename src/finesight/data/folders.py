@@ -26,13 +26,9 @@ def read_folder(root: Path) -> Samples:
 def read_zip(path: Path) -> Samples:
     """Samples of a zip of an image folder; ids are member names. Raises `DataError`."""
     names = list(archives.index(str(path)))
-    folders = {
-        name.rsplit("/", depth)[0] for name in names for depth in range(1, min(name.count("/"), 3) + 1)
-    }
+    folders = {name.rsplit("/", depth)[0] for name in names for depth in range(1, min(name.count("/"), 3) + 1)}
     if "::" in str(path):
-        raise DataError(
-            f"{path}: an archive cannot be read below a path with '::' in it. Rename that folder."
-        )
+        raise DataError(f"{path}: an archive cannot be read below a path with '::' in it. Rename that folder.")
     return _arrange(names, folders, str(path), lambda name: zip_path(str(path), name))
 
 
@@ -93,11 +89,7 @@ def _arrange(files: list[str], folders: set[str], root: str, locate: Callable[[s
 
 
 def _not_utf8(names: list[str], root: str) -> list[str]:
-    odd = [
-        name
-        for name in names
-        if not name.isascii() and any("\udc80" <= letter <= "\udcff" for letter in name)
-    ]
+    odd = [name for name in names if not name.isascii() and any("\udc80" <= letter <= "\udcff" for letter in name)]
     return [f"{root}: the file name {name!a} is not valid UTF-8; rename it." for name in odd]
 
 
@@ -134,9 +126,7 @@ def _has_splits(parts: list[list[str]], root: str) -> bool:
             f"{examples(others)} do not. Keep either splits or classes at the top; {_LAYOUT}."
         )
     if tops and not others and not nested:
-        raise DataError(
-            f"{root}: {examples(sorted(tops))} hold images directly, without class folders; {_LAYOUT}."
-        )
+        raise DataError(f"{root}: images lie directly in {examples(sorted(tops))}, without class folders; {_LAYOUT}.")
     return bool(nested)
 
 
@@ -153,6 +143,5 @@ def _empty(parts: list[list[str]], folders: set[str], level: int, root: str) -> 
     filled = {part[level] for part in parts}
     classes = {name.rsplit("/", 1)[-1] for name in folders if name.count("/") == level}
     return [
-        f"{root}: the class folder {name!r} holds no images; fill or remove it."
-        for name in sorted(classes - filled)
+        f"{root}: the class folder {name!r} holds no images; fill or remove it." for name in sorted(classes - filled)
     ]

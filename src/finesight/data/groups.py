@@ -24,9 +24,7 @@ def resolve(samples: Samples, rule: str | None) -> list[str]:
     if rule == "folder":
         return _by_folder(samples)
     if rule == "leaf":
-        _require(
-            [name for name in samples.ids if not is_image_name(name)], samples, "are no image file names"
-        )
+        _require([name for name in samples.ids if not is_image_name(name)], samples, "are no image file names")
         return [leaf_id(name) for name in samples.ids]
     return _by_pattern(samples, rule)
 
@@ -77,9 +75,7 @@ def _by_pattern(samples: Samples, rule: str) -> list[str]:
             f"{columns}"
         )
     found = [pattern.search(name) for name in samples.ids]
-    lacking = [
-        name for name, match in zip(samples.ids, found, strict=True) if match is None or match[1] is None
-    ]
+    lacking = [name for name, match in zip(samples.ids, found, strict=True) if match is None or match[1] is None]
     _require(lacking, samples, f"do not match {rule!r}")
     return [match[1] for match in found if match is not None]
 

@@ -23,7 +23,7 @@ from finesight.data.tables import LABEL_NAMES, cell_text, from_columns, pick_col
 from finesight.errors import DataError
 
 _PROBE_SECONDS = 5.0
-_NAME = re.compile(r"[\w.-]+(/[\w.-]+){0,2}$")
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*){0,2}$")
 _WAY = (
     "Offline way: where there is network, save it with datasets.load_dataset(...).save_to_disk(FOLDER), "
     "then give --data.root FOLDER (or any local image folder)"
@@ -110,9 +110,7 @@ def _probe(repository: str, revision: str | None) -> str | None:
     try:
         huggingface_hub.HfApi().dataset_info(repository, revision=revision, timeout=_PROBE_SECONDS)
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        missing = (
-            "revision " + str(revision) if isinstance(error, errors.RevisionNotFoundError) else "data set"
-        )
+        missing = "revision " + str(revision) if isinstance(error, errors.RevisionNotFoundError) else "data set"
         raise DataError(
             f"hub:{repository}: no such {missing} on the Hub, or it is private. Check the name, or log in "
             "with `hf auth login`."
@@ -137,16 +135,14 @@ def _check_cached(loaded: datasets.DatasetDict, name: str, revision: str) -> Non
     # Without network the library takes the newest cached copy and ignores the revision; the cache
     # names its folders by commit.
     files = [file["filename"] for part in loaded.values() for file in part.cache_files]
-    if not all(any(part.startswith(revision) for part in Path(file).parts) for file in files):
+    if not files or not all(any(part.startswith(revision) for part in Path(file).parts) for file in files):
         raise DataError(
             f"hub:{name}: the Hub cannot be reached and the cached copy is not known to be revision "
             f"{revision}. Give the full commit of the cached copy, or leave --data.revision out. {_WAY}."
         )
 
 
-def _from_datasets(
-    loaded: datasets.Dataset | datasets.DatasetDict, source: str, config: DataConfig
-) -> Samples:
+def _from_datasets(loaded: datasets.Dataset | datasets.DatasetDict, source: str, config: DataConfig) -> Samples:
     named = loaded if isinstance(loaded, dict) else {"": loaded}
     if len(named) > 1 and config.splits == "given":
         left_out = [split for split in named if split.lower() not in SPLITS]
@@ -159,9 +155,7 @@ def _from_datasets(
         named = {split: part for split, part in named.items() if split not in left_out}
     if not named:
         raise DataError(f"{source}: has no split named {', '.join(SPLITS)}. Give --data.splits new.")
-    parts = [
-        _Part(split, part.with_format("arrow")[:], part.features) for split, part in sorted(named.items())
-    ]
+    parts = [_Part(split, part.with_format("arrow")[:], part.features) for split, part in sorted(named.items())]
     return _from_parts(parts, source, config)
 
 
@@ -174,11 +168,7 @@ def _from_parts(parts: list[_Part], source: str, config: DataConfig) -> Samples:
     ]
     refuse(problems)
     named_splits = all(part.split.lower() in SPLITS for part in parts)
-    splits = (
-        [SPLITS[part.split.lower()] for part in parts for _ in range(len(part.table))]
-        if named_splits
-        else None
-    )
+    splits = [SPLITS[part.split.lower()] for part in parts for _ in range(len(part.table))] if named_splits else None
     labels, classes = _labels(parts, label, source)
     ids = _texts(parts, "id", source, problems)
     if ids is None or len(set(ids)) < len(ids):
@@ -186,11 +176,7 @@ def _from_parts(parts: list[_Part], source: str, config: DataConfig) -> Samples:
     groups = _texts(parts, config.group or "group", source, problems)
     refuse(problems)
     images = pa.chunked_array(
-        [
-            chunk
-            for part in parts
-            for chunk in _images(part.table[image], f"{source}: column {image!r}").chunks
-        ]
+        [chunk for part in parts for chunk in _images(part.table[image], f"{source}: column {image!r}").chunks]
     )
     return Samples(ids, labels, classes, images, splits, groups, columns=list(parts[0].features))
 
@@ -210,9 +196,7 @@ def _pick(source: str, features: datasets.Features, config: DataConfig) -> tuple
 def _labels(parts: list[_Part], column: str, source: str) -> tuple[np.ndarray, list[str]]:
     kind = parts[0].features[column]
     names = kind.names if isinstance(kind, datasets.ClassLabel) else None
-    values = [
-        (part.split, row, value) for part in parts for row, value in enumerate(part.table[column].to_pylist())
-    ]
+    values = [(part.split, row, value) for part in parts for row, value in enumerate(part.table[column].to_pylist())]
     problems = []
     for split, row, value in values:
         where = f"{source}, {split or 'table'} row {row}"

@@ -122,9 +122,7 @@ def _decoded(data: bytes, name: str, sixteen_bit: SixteenBit, enough: int | None
             "Scale it down first, or remove it."
         ) from None
     except Image.UnidentifiedImageError:
-        raise BadImage(
-            f"{name}: not an image in a format that is read ({', '.join(_FORMATS)}). {_REMEDY}."
-        ) from None
+        raise BadImage(f"{name}: not an image in a format that is read ({', '.join(_FORMATS)}). {_REMEDY}.") from None
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly anything
         cause = " ".join(str(error).split()) or type(error).__name__
         raise BadImage(f"{name}: cannot be decoded ({cause}). {_REMEDY}.") from None

@@ -73,9 +73,7 @@ def _read(source: DataConfig) -> Samples:
             return tables.read_table(path, source)
         case ".tar" | ".tgz" | ".gz" | ".bz2" | ".xz" | ".7z" | ".rar":
             raise DataError(f"{root}: such archives are not read in place. Unpack it and give the folder.")
-    raise DataError(
-        f"{root}: {path.suffix or 'a file without extension'} is no source that is read. Give {_FORMS}."
-    )
+    raise DataError(f"{root}: {path.suffix or 'a file without extension'} is no source that is read. Give {_FORMS}.")
 
 
 def _read_directory(path: Path, source: DataConfig) -> Samples:

@@ -119,8 +119,6 @@ def _bmp_header(height: int, width: int, stride: int, grey: bool) -> bytes:
     # A negative height says that rows run from top to bottom.
     return (
         struct.pack("<2sIHHI", b"BM", size + stride * height, 0, 0, size)
-        + struct.pack(
-            "<IiiHHIIiiII", 40, width, -height, 1, 8 if grey else 24, 0, stride * height, 0, 0, 0, 0
-        )
+        + struct.pack("<IiiHHIIiiII", 40, width, -height, 1, 8 if grey else 24, 0, stride * height, 0, 0, 0, 0)
         + palette
     )

@@ -53,9 +53,7 @@ def decide(
     return rows
 
 
-def hold_out(
-    labels: np.ndarray, groups: np.ndarray, share: float, generator: np.random.Generator
-) -> np.ndarray:
+def hold_out(labels: np.ndarray, groups: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
     """bool [N]: the rows held out, near `share` of each class, whole groups only.
 
     `labels`, `groups`: int64 [N]. Groups are dealt largest first, in random order among equals, each to
@@ -137,9 +135,7 @@ def _present(table: _Groups, chosen: np.ndarray, classes: int) -> np.ndarray:
     return np.bincount(table.classes[chosen[table.owners]], minlength=classes)
 
 
-def subset(
-    labels: np.ndarray, limit: int, generator: np.random.Generator, split: str = "train"
-) -> np.ndarray:
+def subset(labels: np.ndarray, limit: int, generator: np.random.Generator, split: str = "train") -> np.ndarray:
     """Ascending positions of at most `limit` rows, each class in proportion and at least once.
 
     Raises `DataError` if `limit` is below the number of classes of a training split.

@@ -34,9 +34,7 @@ DRAWS = _HOLES.stop
 class AugmentConfig(Section):
     """Random changes of the training images, in the order applied; every probability is 0 by default."""
 
-    crop: float = Field(
-        0.0, ge=0, le=1, description="Probability of a random resized crop, back to the same size"
-    )
+    crop: float = Field(0.0, ge=0, le=1, description="Probability of a random resized crop, back to the same size")
     crop_min: float = Field(0.8, gt=0, le=1, description="Smallest share of the area that a crop keeps")
     crop_max: float = Field(1.0, gt=0, le=1, description="Largest share of the area that a crop keeps")
     rotate: float = Field(0.0, ge=0, le=1, description="Probability of a rotation; corners become black")
@@ -62,9 +60,7 @@ class AugmentConfig(Section):
     @model_validator(mode="after")
     def _crop_is_a_range(self) -> "AugmentConfig":
         if self.crop_min > self.crop_max:
-            raise ValueError(
-                f"crop_min {self.crop_min} is above crop_max {self.crop_max}; give crop_min <= crop_max"
-            )
+            raise ValueError(f"crop_min {self.crop_min} is above crop_max {self.crop_max}; give crop_min <= crop_max")
         return self
 
     @property
@@ -105,9 +101,7 @@ def _augment_one(image: "Tensor", row: list[float], config: AugmentConfig) -> "T
     apply, *choices = row[_CROP]
     if apply < config.crop:
         top, left, crop_height, crop_width = crop_box(height, width, choices, config)
-        image = F.resized_crop_image(
-            image, top, left, crop_height, crop_width, [height, width], antialias=True
-        )
+        image = F.resized_crop_image(image, top, left, crop_height, crop_width, [height, width], antialias=True)
     apply, angle = row[_ROTATE]
     if apply < config.rotate:
         image = F.rotate_image(image, rotation(angle, config), interpolation=InterpolationMode.BILINEAR)
@@ -131,9 +125,7 @@ def _augment_one(image: "Tensor", row: list[float], config: AugmentConfig) -> "T
     return image
 
 
-def crop_box(
-    height: int, width: int, draws: Sequence[float], config: AugmentConfig
-) -> tuple[int, int, int, int]:
+def crop_box(height: int, width: int, draws: Sequence[float], config: AugmentConfig) -> tuple[int, int, int, int]:
     """(top, left, height, width) of the crop, by torchvision's `RandomResizedCrop` rule.
 
     draws: the place (down, across), then CROP_TRIES pairs of an area and an aspect ratio in [3/4, 4/3];

@@ -10,7 +10,7 @@ from torch import nn
 from finesight.config import nearest
 from finesight.errors import ModelError
 from finesight.models import weights
-from finesight.models.classifier import Classifier, Fit, Spec
+from finesight.models.classifier import Classifier, Spec
 from finesight.models.config import NAMED, ModelConfig
 
 __all__ = ["Classifier", "ModelConfig", "build"]
@@ -21,7 +21,7 @@ _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w.-]+")
 
 
 def build(config: ModelConfig, classes: list[str], saved: Path | None = None) -> Classifier:
-    """The classifier `config` asks for, with a head for `classes` (class names, in label order), in evaluation mode.
+    """The classifier `config` asks for, with a head for `classes` (names in label order), in evaluation mode.
 
     With `saved`, a directory written by `Classifier.save_spec`, the architecture is rebuilt from it without
     network or original folder; its weights are then random, to be loaded strictly by the caller.
@@ -58,9 +58,7 @@ def fresh_head(width: int, classes: int, dropout: float, bias: bool = True) -> n
 def _named(config: ModelConfig, classes: list[str]) -> Classifier:
     size = config.image_size or _SIZES[config.name]
     arguments: dict[str, Any] = {"dropout": config.dropout, "hidden": config.hidden, "width": config.width}
-    spec = Spec(
-        "named", config.name, tuple(classes), size, _HALF, _HALF, "squash", ("backbone", "head"), arguments
-    )
+    spec = Spec("named", config.name, tuple(classes), size, _HALF, _HALF, "squash", ("backbone", "head"), arguments)
     model = _architecture(spec)
     if config.weights is None:
         return model
@@ -83,9 +81,7 @@ def _architecture(spec: Spec) -> Classifier:
     else:
         native = _SIZES[spec.name]
         if size != native:
-            raise ModelError(
-                f"model.image_size {size}: {spec.name} is defined for {native} pixels; leave it unset."
-            )
+            raise ModelError(f"model.image_size {size}: {spec.name} is defined for {native} pixels; leave it unset.")
         whole = models.LeafViT(native, count, **dropout)
     return Classifier(whole.backbone, whole.head, spec)
 
@@ -95,9 +91,7 @@ def _restore_named(model: Classifier, path: Path) -> Classifier:
     state = weights.read(path)
     if any(name.startswith("backbone.") for name in state):
         head = {name.removeprefix("head."): t for name, t in state.items() if name.startswith("head.")}
-        body = {
-            name.removeprefix("backbone."): t for name, t in state.items() if name.startswith("backbone.")
-        }
+        body = {name.removeprefix("backbone."): t for name, t in state.items() if name.startswith("backbone.")}
         stray = sorted(name for name in state if not name.startswith(("backbone.", "head.")))
         if stray:
             raise ModelError(f"{path}: weights of no part of {model.spec.name}: {weights.listed(stray)}.")
@@ -113,7 +107,7 @@ def _restore_named(model: Classifier, path: Path) -> Classifier:
 
 
 def _torchvision_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # torchvision's ImageNet file of Inception v3 has an auxiliary head and 1,000 classes, neither of which is here.
+    # torchvision's ImageNet file of Inception v3 has an auxiliary head and 1,000 classes, which are not here.
     return {name: tensor for name, tensor in state.items() if not name.startswith(("AuxLogits.", "fc."))}
 
 
@@ -137,7 +131,7 @@ def _folder(config: ModelConfig) -> Path:
 
         return hub.fetch(name, config.revision, needs_weights=config.pretrained)
     raise ModelError(
-        f"model.name {config.name!r}: no such folder, and no name of a model{nearest(config.name, list(NAMED))}. "
+        f"model.name {config.name!r}: no such folder, and no model{nearest(config.name, list(NAMED))}. "
         f"Give one of {', '.join(NAMED)}, a Hugging Face folder, OWNER/NAME, or timm:NAME."
     )
 
@@ -146,9 +140,7 @@ def _huggingface(config: ModelConfig, classes: list[str], folder: Path) -> Class
     from finesight.models import huggingface
 
     if config.weights is not None:
-        raise ModelError(
-            "model.weights: is for named architectures and timm; give a Hugging Face model as one folder."
-        )
+        raise ModelError("model.weights: is for named architectures and timm; give a Hugging Face model as one folder.")
     loaded = huggingface.load(folder, config, pretrained=config.pretrained, image_size=config.image_size)
     kept = loaded.head is not None and sorted(loaded.labels) == sorted(classes)
     if kept:
@@ -253,8 +245,8 @@ def _feature_width(backbone: nn.Module, size: int, name: str) -> int:
             features = backbone.eval()(torch.zeros(1, 3, size, size))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ModelError(
-            f"{name}: does not take images of {size} pixels ({weights.first_line(error)}); leave model.image_size unset, "
-            "or give a multiple of the patch size."
+            f"{name}: does not take images of {size} pixels ({weights.first_line(error)}); leave "
+            "model.image_size unset, or give a multiple of the patch size."
         ) from None
     if features.ndim != 2:
         raise ModelError(f"{name}: gives features of shape {list(features.shape)}, not one vector an image.")

@@ -45,16 +45,12 @@ class Spec:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("format") != FORMAT:
-                raise ModelError(
-                    f"{path}: written by another version of finesight; use that version to open it."
-                )
+                raise ModelError(f"{path}: written by another version of finesight; use that version to open it.")
             for name in ("classes", "mean", "std", "random"):
                 content[name] = tuple(content[name])
             return cls(**content)
         except OSError as error:
-            raise ModelError(
-                f"{path}: cannot be read ({error.strerror}); the model cannot be rebuilt."
-            ) from None
+            raise ModelError(f"{path}: cannot be read ({error.strerror}); the model cannot be rebuilt.") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{path}: damaged ({error}); restore it from a copy of the run.") from None
 
@@ -62,9 +58,9 @@ class Spec:
 class Classifier(nn.Module):
     """`forward = head(features(images))`.
 
-    images: float32 [B, 3, S, S] with S = `image_size`, normalised by `mean` and `std`. Returns logits [B, C] in
-    the order of `classes`. `notes` are sentences for the report about how the model was made. The parameters
-    are named backbone.* and head.*, whatever the family.
+    images: float32 [B, 3, S, S] with S = `image_size`, normalised by `mean` and `std`. Returns logits [B, C]
+    in the order of `classes`. `notes` are sentences for the report about how the model was made. The
+    parameters are named backbone.* and head.*, whatever the family.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, spec: Spec, notes: Iterable[str] = ()) -> None:

@@ -15,17 +15,15 @@ class ModelConfig(Section):
     name: str = Field(
         "small-cnn",
         min_length=1,
-        description=f"{', '.join(NAMED)}, a local Hugging Face folder, a Hub id OWNER/NAME (or hf:OWNER/NAME), "
-        "or timm:NAME",
+        description=f"{', '.join(NAMED)}, a local Hugging Face folder, a Hub id OWNER/NAME (or "
+        "hf:OWNER/NAME), or timm:NAME",
     )
     weights: str | None = Field(
         None,
         description="Local weight file (.safetensors, .pth, .th, .pt) for a named architecture or timm:NAME",
     )
     revision: str | None = Field(None, description="Commit, tag or branch of a Hub model")
-    pretrained: bool = Field(
-        True, description="false takes only the architecture of a Hugging Face or timm model"
-    )
+    pretrained: bool = Field(True, description="false takes only the architecture of a Hugging Face or timm model")
     image_size: int | None = Field(
         None, ge=8, description="Side of the square input in pixels; the model's own if none"
     )

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from finesight.errors import ModelError
-from finesight.models.weights import TORCH_SUFFIXES, no_safetensors
+from finesight.models.weights import TORCH_SUFFIXES, first_line, no_safetensors
 
-DEADLINE_S = 8.0
-_REQUEST_S = 5.0
+DEADLINE_S = 6.0
+_REQUEST_S = 4.0
 FILES = (
     "config.json",
     "preprocessor_config.json",
@@ -37,39 +37,32 @@ def fetch(repository: str, revision: str | None = None, *, needs_weights: bool =
         info = _ask(repository, revision)
         names = [entry.rfilename for entry in info.siblings or []]
         if needs_weights and not any(name.endswith(".safetensors") for name in names):
-            raise ModelError(
-                no_safetensors(repository, [n for n in names if n.endswith((*TORCH_SUFFIXES, ".pkl"))])
-            )
-        return Path(
-            snapshot_download(repository, revision=info.sha, allow_patterns=patterns, etag_timeout=_REQUEST_S)
-        )
+            raise ModelError(no_safetensors(repository, [n for n in names if n.endswith((*TORCH_SUFFIXES, ".pkl"))]))
+        return Path(snapshot_download(repository, revision=info.sha, allow_patterns=patterns, etag_timeout=_REQUEST_S))
     except GatedRepoError:
         raise ModelError(
-            f"{repository}: the Hub gives it only to users who accepted its terms; accept them on its page and log "
-            "in with `hf auth login`, or give a local folder."
+            f"{repository}: the Hub gives it only to users who accepted its terms; accept them on its page "
+            "and log in with `hf auth login`, or give a local folder."
         ) from None
     except RevisionNotFoundError:
         raise ModelError(
             f"{repository}: has no revision {revision!r}; leave model.revision out for the newest."
         ) from None
     except RepositoryNotFoundError:
-        raise ModelError(
-            f"{repository}: no such model on the Hub, or a private one; check OWNER/NAME."
-        ) from None
+        raise ModelError(f"{repository}: no such model on the Hub, or a private one; check OWNER/NAME.") from None
     except ModelError:
         raise
     except Exception as error:
-        # Anything else is the network in one of its many forms (the HTTP library is the Hub client's own choice).
-        cause = (
-            str(error.response.status_code)
-            if isinstance(error, HfHubHTTPError)
-            else " ".join(str(error).split())[:100]
-        )
+        # Anything else is the network in one of its many forms (which HTTP library it is may change).
+        if isinstance(error, HfHubHTTPError):
+            cause = f"it answers {error.response.status_code}"
+        else:
+            cause = first_line(error)[:100]
         return _cached(repository, revision, patterns, cause or type(error).__name__)
 
 
 def _ask(repository: str, revision: str | None) -> Any:
-    """The Hub's description of a model, or an error before the deadline, whatever name lookup or sockets do."""
+    """The Hub's description of a model, or an error before the deadline, whatever sockets do."""
     from huggingface_hub import HfApi
 
     answer: list[Any] = []
@@ -94,12 +87,10 @@ def _cached(repository: str, revision: str | None, patterns: list[str], cause: s
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=True)
-        )
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=True))
     except Exception:
         raise ModelError(
-            f"{repository}: not in the local cache, and the Hub cannot be reached ({cause}). Offline: download it "
-            f"elsewhere with `hf download {repository} --local-dir FOLDER`, copy FOLDER here, and give "
-            "--model.name FOLDER."
+            f"{repository}: not in the local cache, and the Hub cannot be reached ({cause}). Offline: "
+            f"download it elsewhere with `hf download {repository} --local-dir FOLDER`, copy FOLDER here, "
+            "and give --model.name FOLDER."
         ) from None

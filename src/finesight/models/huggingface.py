@@ -1,4 +1,4 @@
-"""Image classifiers of transformers: strict loading from a folder, the head taken out, the preprocessing read."""
+"""Image classifiers of transformers: strict loading from a folder, head taken out, preprocessing read."""
 
 import inspect
 import math
@@ -58,8 +58,8 @@ class Loaded:
 def load(folder: Path, config: ModelConfig, *, pretrained: bool, image_size: int | None) -> Loaded:
     """A classifier from a Hugging Face folder; no code of the folder is run, no network is used.
 
-    Only the head may be missing from the weights. Raises `ModelError` for a folder that is unsafe, incomplete, of
-    another kind of model, or whose weights leave anything else unset.
+    Only the head may be missing from the weights. Raises `ModelError` for a folder that is unsafe,
+    incomplete, of another kind of model, or whose weights leave anything else unset.
     """
     from transformers import AutoConfig
 
@@ -67,9 +67,7 @@ def load(folder: Path, config: ModelConfig, *, pretrained: bool, image_size: int
     notes: list[str] = []
     with _quiet(), _explained(folder):
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        model, missing = (
-            _pretrained(folder, config, notes) if pretrained else (_random(settings, config), set())
-        )
+        model, missing = _pretrained(folder, config, notes) if pretrained else (_random(settings, config), set())
     _drop_mask_tokens(model)
     name, head = _take_head(model, folder)
     _only_the_head(missing, name, folder)
@@ -114,9 +112,7 @@ def _pretrained(folder: Path, config: ModelConfig, notes: list[str]) -> tuple[nn
     )
     unexpected = sorted(name for name in found["unexpected_keys"] if not name.startswith(_UNUSED))
     unused = sorted(set(found["unexpected_keys"]) - set(unexpected))
-    wrong = [
-        f"{name} (has {list(has)}, the model {list(wants)})" for name, has, wants in found["mismatched_keys"]
-    ]
+    wrong = [f"{name} (has {list(has)}, the model {list(wants)})" for name, has, wants in found["mismatched_keys"]]
     problems = [
         f"{folder}: {len(names)} weights {what}: {listed(names)}."
         for what, names in (("have no place in the model", unexpected), ("have another shape", sorted(wrong)))
@@ -137,37 +133,28 @@ def _only_the_head(missing: set[str], head: str, folder: Path) -> None:
     others = sorted(name for name in missing if not (head and name.startswith(f"{head}.")))
     if others:
         raise ModelError(
-            f"{folder}: {len(others)} weights besides the head are missing and would stay random: {listed(others)}. "
-            "Use the complete folder of an image classifier or encoder, or model.pretrained false to train from scratch."
+            f"{folder}: {len(others)} weights besides the head are missing and would stay random: "
+            f"{listed(others)}. Use the complete folder of an image classifier or encoder, or "
+            "model.pretrained false to train from scratch."
         )
 
 
 def _take_head(model: Any, folder: Path) -> tuple[str, nn.Linear | None]:
-    """Replace the last linear layer by the identity; returns its name and the layer ("" and None: had none)."""
+    """Replace the last linear layer by the identity; returns its name and it ("" and None: had none)."""
     body = getattr(model, model.base_model_prefix, None)
-    inside = (
-        {id(module) for module in body.modules()}
-        if isinstance(body, nn.Module) and body is not model
-        else set()
-    )
+    inside = {id(module) for module in body.modules()} if isinstance(body, nn.Module) and body is not model else set()
     heads = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and id(module) not in inside
-        and module.out_features == model.config.num_labels
+        if isinstance(module, nn.Linear) and id(module) not in inside and module.out_features == model.config.num_labels
     ]
     if len(heads) > 1:
         names = listed(name for name, _ in heads)
-        raise ModelError(
-            f"{folder}: {type(model).__name__} has several heads ({names}); use a model with one."
-        )
+        raise ModelError(f"{folder}: {type(model).__name__} has several heads ({names}); use a model with one.")
     if not heads:
         if model.config.num_labels == 0:
             return "", None
-        raise ModelError(
-            f"{folder}: no linear head was found in {type(model).__name__}; use another architecture."
-        )
+        raise ModelError(f"{folder}: no linear head was found in {type(model).__name__}; use another architecture.")
     name, head = heads[0]
     model.set_submodule(name, nn.Identity())
     return name, head
@@ -177,7 +164,7 @@ def _drop_mask_tokens(model: nn.Module) -> None:
     # Used in masked pretraining only: no gradient would ever reach them.
     for module in model.modules():
         if isinstance(getattr(module, "mask_token", None), nn.Parameter):
-            module.mask_token = None
+            module.register_parameter("mask_token", None)
 
 
 def _must_interpolate(model: nn.Module, settings: Any, size: int) -> bool:
@@ -199,9 +186,7 @@ def _preprocessing(folder: Path, settings: Any, notes: list[str]) -> Preprocessi
 
     if not (folder / "preprocessor_config.json").is_file():
         size = _native_size(settings) or 224
-        notes.append(
-            f"{folder.name} has no preprocessor_config.json: images of {size} pixels, ImageNet mean and std."
-        )
+        notes.append(f"{folder.name} has no preprocessor_config.json: images of {size} pixels, ImageNet mean and std.")
         return Preprocessing(size, *IMAGENET, "squash")
     with _quiet(), _explained(folder):
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -234,9 +219,7 @@ def _scale(processor: Any) -> tuple[tuple[float, float, float], tuple[float, flo
     """mean and std for pixels in [0, 1] that equal the processor's rescaling and normalisation."""
     factor = 255 * processor.rescale_factor if processor.do_rescale else 255.0
     offset = 1.0 if getattr(processor, "rescale_offset", False) else 0.0
-    mean, std = (
-        (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
-    )
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
     if math.isclose(factor, 1.0) and not offset:
         return tuple(mean), tuple(std)
     return tuple((value + offset) / factor for value in mean), tuple(value / factor for value in std)  # type: ignore[return-value]
@@ -251,7 +234,7 @@ def _explained(folder: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(
-            f"{folder}: cannot be loaded as an image classifier ({first_line(error)}); give a complete folder of one."
+            f"{folder}: cannot be loaded as an image classifier ({first_line(error)}); give a folder of one."
         ) from None
 
 

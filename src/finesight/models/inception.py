@@ -13,9 +13,7 @@ class InceptionClassifier(nn.Module):
     def __init__(self, classes: int = 10, hidden: int = 512, dropout: float = 0.5) -> None:
         super().__init__()
         self.backbone = _layers()
-        self.head = nn.Sequential(
-            nn.Linear(2048, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, classes)
-        )
+        self.head = nn.Sequential(nn.Linear(2048, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, classes))
 
     def features(self, images: Tensor) -> Tensor:
         """[B, 3, S, S] -> average-pooled [B, 2048]."""
@@ -35,9 +33,7 @@ def _layers() -> nn.Module:
     import torchvision
 
     # transform_input only maps ImageNet's normalisation to [-1, 1]; here images come in [-1, 1].
-    layers = torchvision.models.inception_v3(
-        weights=None, aux_logits=False, transform_input=False, init_weights=True
-    )
+    layers = torchvision.models.inception_v3(weights=None, aux_logits=False, transform_input=False, init_weights=True)
     layers.dropout = nn.Identity()
     layers.fc = nn.Identity()
     return layers

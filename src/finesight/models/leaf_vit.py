@@ -42,9 +42,7 @@ class LeafBackbone(nn.Module):
     def __init__(self, image_size: int, dropout: float, encoder_dropout: float) -> None:
         super().__init__()
         if image_size not in PATCHES:
-            raise ValueError(
-                f"image_size {image_size}: LeafViT is defined for {' and '.join(map(str, PATCHES))}"
-            )
+            raise ValueError(f"image_size {image_size}: LeafViT is defined for {' and '.join(map(str, PATCHES))}")
         patch, stride = PATCHES[image_size]
         self.patches = nn.Conv2d(3, WIDTH, patch, stride)
         self.position = nn.Parameter(torch.empty(TOKENS, WIDTH).uniform_(-0.05, 0.05))
@@ -92,9 +90,7 @@ class EncoderBlock(nn.Module):
             layer(tokens).view(batch, count, HEADS, HEAD_WIDTH).transpose(1, 2)  # [B, 4, N, 64]
             for layer in (self.query, self.key, self.value)
         )
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=self.drop.p if self.training else 0.0
-        )
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=self.drop.p if self.training else 0.0)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -105,4 +101,5 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d):
         nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

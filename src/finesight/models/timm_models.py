@@ -26,15 +26,14 @@ class TimmModel:
 def load(name: str, file: Path | None, *, pretrained: bool, image_size: int | None) -> TimmModel:
     """The timm model `name` (with its tag, where it has one) without classification head.
 
-    Weights come from `file`, else from the Hub in safetensors, else (not pretrained) are random. Raises `ModelError`
-    for an unknown name, a model without downloadable weights, and weights that do not fit to the last key.
+    Weights come from `file`, else from the Hub in safetensors, else (not pretrained) are random. Raises
+    `ModelError` for an unknown name, a model without downloadable weights, and weights that do not fit to
+    the last key.
     """
     timm = _timm()
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(pretrained=False), n=3)
-        raise ModelError(
-            f"timm:{name}: timm {timm.__version__} has no such model; near names: {', '.join(near) or 'none'}."
-        )
+        raise ModelError(f"timm:{name}: timm {timm.__version__} has no such model; near: {', '.join(near) or 'none'}.")
     settings = timm.get_pretrained_cfg(name)
     state = None
     if file is not None:
@@ -44,20 +43,18 @@ def load(name: str, file: Path | None, *, pretrained: bool, image_size: int | No
     model = create(name, state, image_size, source=str(file or f"timm:{name}"))
     config = timm.data.resolve_model_data_config(model)
     fit: Fit = "squash" if config.get("crop_mode") == "squash" else "crop"
-    return TimmModel(
-        model, image_size or config["input_size"][-1], tuple(config["mean"]), tuple(config["std"]), fit
-    )
+    return TimmModel(model, image_size or config["input_size"][-1], tuple(config["mean"]), tuple(config["std"]), fit)
 
 
 def create(name: str, state: "dict[str, Tensor] | None", image_size: int | None, source: str) -> nn.Module:
-    """The architecture with `state` loaded strictly (random weights if None), its head replaced by the identity."""
+    """The architecture with `state` loaded strictly (random weights if None), its head made the identity."""
     timm = _timm()
     settings = timm.get_pretrained_cfg(name)
     options: dict[str, Any] = {}
     if image_size is not None and settings is not None and settings.fixed_input_size:
         options["img_size"] = image_size
     if state is not None:
-        # timm loads strictly only when the class counts agree, so the model is first made with the file's own.
+        # timm loads strictly only when the class counts agree, so the model is made with the file's own.
         classes = _class_count(state, settings)
         overlay = {"state_dict": state, "num_classes": classes, "label_offset": 0, "source": ""}
         options |= {"pretrained": True, "num_classes": classes, "pretrained_cfg_overlay": overlay}
@@ -87,15 +84,15 @@ def _download(name: str, settings: Any) -> "dict[str, Tensor]":
     repository = settings.hf_hub_id if settings is not None else None
     if not repository:
         raise ModelError(
-            f"timm:{name}: timm knows no weights of it on the Hub; add a tag ({', '.join(_tags(name)) or 'none known'}), "
-            "give model.weights FILE, or set model.pretrained false."
+            f"timm:{name}: timm knows no weights of it on the Hub; add a tag "
+            f"({', '.join(_tags(name)) or 'none known'}), give model.weights FILE, or model.pretrained false."
         )
     folder = hub.fetch(repository)
     return weights.read(folder / "model.safetensors")
 
 
 def _tags(name: str) -> list[str]:
-    return [full for full in _timm().list_models(f"{name}.*", pretrained=True)][:5]
+    return list(_timm().list_models(f"{name}.*", pretrained=True))[:5]
 
 
 def _timm() -> Any:

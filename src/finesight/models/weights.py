@@ -6,6 +6,8 @@ goes through `torch.load(weights_only=True)`; a model folder with own code (`aut
 
 import hashlib
 import json
+import re
+import warnings
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -21,15 +23,13 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 
 def read(path: Path) -> "dict[str, Tensor]":
-    """Every tensor of a weight file by name, on the CPU; the `module.` prefix of parallel training is cut off.
+    """Every tensor of a weight file by name, on the CPU; a `module.` prefix of parallel training is cut.
 
     Reads safetensors, and torch files that hold a state dict (or one under "state_dict" or "model").
     Raises `ModelError` for a missing, damaged, foreign or executable file.
     """
     if not path.is_file():
-        raise ModelError(
-            f"{path}: no such weight file; give a .safetensors file, or a .pth, .th or .pt state dict."
-        )
+        raise ModelError(f"{path}: no such weight file; give a .safetensors file, or a .pth, .th or .pt state dict.")
     if path.suffix == ".safetensors":
         state = _read_safetensors(path)
     elif path.suffix in TORCH_SUFFIXES:
@@ -48,9 +48,7 @@ def _read_safetensors(path: Path) -> "dict[str, Tensor]":
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path}: not a readable safetensors file ({first_line(error)}); fetch it again."
-        ) from None
+        raise ModelError(f"{path}: not a readable safetensors file ({first_line(error)}); fetch it again.") from None
 
 
 def _read_torch(path: Path) -> "dict[str, Tensor]":
@@ -59,17 +57,20 @@ def _read_torch(path: Path) -> "dict[str, Tensor]":
     import torch
 
     try:
-        # Only the zip format of torch >= 1.6 can be memory-mapped; older files are read whole.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a foreign pickle is refused below, with the reason
+            # Only the zip format of torch >= 1.6 can be memory-mapped; older files are read whole.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        if foreign is None:
+            raise ModelError(f"{path}: not a torch file, or a damaged one; fetch it again.") from None
         raise ModelError(
-            f"{path}: holds more than tensors, and opening it could run code ({first_line(error)}). Save only the "
+            f"{path}: holds more than tensors ({foreign[1]}), and opening that could run code. Save only the "
             "state dict: torch.save(model.state_dict(), ...), or better a .safetensors file."
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: not a readable torch file ({first_line(error)}); fetch it again."
-        ) from None
+        raise ModelError(f"{path}: not a readable torch file ({first_line(error)}); fetch it again.") from None
     return _tensors(content, path)
 
 
@@ -104,9 +105,7 @@ def load_strict(
     own = model.state_dict(keep_vars=True)
     present = {id(own[name]) for name in state if name in own}
     missing = [
-        n
-        for n, tensor in own.items()
-        if n not in state and n not in allow_missing and id(tensor) not in present
+        n for n, tensor in own.items() if n not in state and n not in allow_missing and id(tensor) not in present
     ]
     unexpected = [name for name in state if name not in own]
     wrong = [
@@ -166,12 +165,12 @@ def state_hash(model: "nn.Module | Mapping[str, Tensor]") -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def check_folder(folder: Path, *, needs_weights: bool = True) -> dict[str, Any]:
-    """The `config.json` of a Hugging Face model folder that is safe to load; `ModelError` says why it is not."""
+    """The `config.json` of a Hugging Face model folder that is safe to load, else `ModelError`."""
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder}: holds no config.json; give a folder written by save_pretrained.")
@@ -179,13 +178,17 @@ def check_folder(folder: Path, *, needs_weights: bool = True) -> dict[str, Any]:
     for name in ("config.json", "preprocessor_config.json"):
         if (folder / name).is_file() and "auto_map" in _read_json(folder / name):
             raise ModelError(
-                f"{folder}: {name} has auto_map, so loading it would run Python code that came with the model. "
-                "Use a model that transformers itself contains, or remove auto_map where its model_type is one of those."
+                f"{folder}: {name} has auto_map: loading it would run Python code that came with the model. "
+                "Use a model that transformers itself contains; where its model_type is one of those, remove "
+                "auto_map from the file."
             )
-    if needs_weights and not any(folder.glob("*.safetensors")):
-        pickles = sorted(
-            found.name for found in folder.glob("*") if found.suffix in (*TORCH_SUFFIXES, ".pkl")
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder}: holds an adapter (adapter_config.json) for another model; merge it into that model "
+            "and give the folder of the result."
         )
+    if needs_weights and not any(folder.glob("*.safetensors")):
+        pickles = sorted(found.name for found in folder.glob("*") if found.suffix in (*TORCH_SUFFIXES, ".pkl"))
         raise ModelError(no_safetensors(str(folder), pickles))
     return config
 
@@ -193,16 +196,16 @@ def check_folder(folder: Path, *, needs_weights: bool = True) -> dict[str, Any]:
 def no_safetensors(name: str, pickles: list[str]) -> str:
     """Why a model without safetensors is refused, and what to do."""
     if not pickles:
-        return f"{name}: holds no weights (*.safetensors); copy model.safetensors there, or set model.pretrained false."
+        return f"{name}: holds no weights (*.safetensors); copy them there, or set model.pretrained false."
     return (
-        f"{name}: its weights are pickle only ({listed(pickles)}), and opening a pickle can run code. Convert it once: "
-        "finesight.models.weights.convert(FOLDER) writes model.safetensors from a local pytorch_model.bin; a Hub "
-        "model often has a converted revision, model.revision refs/pr/N."
+        f"{name}: its weights are pickle only ({listed(pickles)}), and opening a pickle can run code. "
+        "Convert it once: finesight.models.weights.convert(FOLDER) writes model.safetensors from a local "
+        "pytorch_model.bin; a Hub model often has a converted revision, model.revision refs/pr/N."
     )
 
 
 def convert(folder: Path) -> Path:
-    """Write `model.safetensors` from a local `pytorch_model.bin`, read with `weights_only`; returns its path."""
+    """Write `model.safetensors` from `pytorch_model.bin`, read with `weights_only`; returns its path."""
     from safetensors.torch import save_file
 
     target = folder / "model.safetensors"

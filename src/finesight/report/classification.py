@@ -89,7 +89,10 @@ def _counts(task: "Classification", split: str) -> dict[str, int]:
 
 
 def _mistakes(
-    task: "Classification", chosen: NDArray[np.int64], confidence: NDArray[np.float64], labels: NDArray[np.int64]
+    task: "Classification",
+    chosen: NDArray[np.int64],
+    confidence: NDArray[np.float64],
+    labels: NDArray[np.int64],
 ) -> tuple[Any, str, str]:
     worst = draw.worst_indices(labels.tolist(), chosen.tolist(), confidence.tolist())
     figure = draw.worst_mistakes(
@@ -99,7 +102,11 @@ def _mistakes(
         [float(confidence[row]) for row in worst],
         total=len(labels),
     )
-    return figure, "Worst mistakes", "Wrong test predictions, most confident first: look here for wrong labels."
+    return (
+        figure,
+        "Worst mistakes",
+        "Wrong test predictions, most confident first: look here for wrong labels.",
+    )
 
 
 def _samples(task: "Classification", each: int = 6) -> dict[str, list[NDArray[np.uint8]]]:

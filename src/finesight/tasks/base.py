@@ -69,7 +69,10 @@ class Task(Protocol):
         """The columns reference, prediction and scores of predictions.parquet."""
 
     def figures(
-        self, predictions: dict[str, NDArray[np.float64]], history: list[dict[str, Any]], metrics: dict[str, Any]
+        self,
+        predictions: dict[str, NDArray[np.float64]],
+        history: list[dict[str, Any]],
+        metrics: dict[str, Any],
     ) -> Figures:
         """Figures of the report, by name: (figure, title, caption)."""
 

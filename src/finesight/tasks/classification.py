@@ -55,7 +55,12 @@ class Classification:
     higher_is_better = staticmethod(higher_is_better)
 
     def __init__(
-        self, config: ClassificationConfig, classes: list[str], engine: Engine, say: Say, saved: Path | None = None
+        self,
+        config: ClassificationConfig,
+        classes: list[str],
+        engine: Engine,
+        say: Say,
+        saved: Path | None = None,
     ) -> None:
         self.config, self.classes, self.engine, self.say = config, classes, engine, say
         engine.seed(config.seed)
@@ -136,7 +141,14 @@ class Classification:
         self.model.eval()
         with self.engine.first_alone():
             return cache.features(
-                key, inputs(), len(batches.ids), self.model.width, compute, directory, f"features of {split}", self.say
+                key,
+                inputs(),
+                len(batches.ids),
+                self.model.width,
+                compute,
+                directory,
+                f"features of {split}",
+                self.say,
             )
 
     def held_out(self, split: str) -> Batches:
@@ -206,14 +218,14 @@ class Classification:
             trivial = splits["test"]["accuracy"]["value"]
             if (test["low"] if test["low"] is not None else test["value"]) <= trivial:
                 found.append(
-                    f"Not clearly better than the trivial baseline '{name}': {test['value']:.1%} against {trivial:.1%}. "
-                    "Train longer, use a pretrained backbone, or look for wrong labels."
+                    f"Not clearly better than the trivial baseline '{name}': {test['value']:.1%} against "
+                    f"{trivial:.1%}. Train longer, use a pretrained backbone, or look for wrong labels."
                 )
         validation = metrics["validation"]["accuracy"]
         if None not in (validation["low"], test["high"]) and validation["low"] > test["high"]:
             found.append(
-                f"Validation ({validation['value']:.1%}) is clearly above test ({test['value']:.1%}): the two splits differ, "
-                "or copies of training samples are in validation. Run: finesight data check"
+                f"Validation ({validation['value']:.1%}) is clearly above test ({test['value']:.1%}): the two splits "
+                "differ, or copies of training samples are in validation. Run: finesight data check"
             )
         if test["value"] == 1.0:
             found.append(
@@ -221,7 +233,12 @@ class Classification:
             )
         return found
 
-    def figures(self, predictions: dict[str, NDArray[np.float64]], history: list[dict[str, Any]], metrics: dict[str, Any]) -> Figures:
+    def figures(
+        self,
+        predictions: dict[str, NDArray[np.float64]],
+        history: list[dict[str, Any]],
+        metrics: dict[str, Any],
+    ) -> Figures:
         from finesight.report.classification import figures
 
         return figures(self, predictions, history, metrics)
@@ -230,7 +247,7 @@ class Classification:
 
     def predict_images(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """Classify files (paths) or uint8 arrays [H, W, 3]: label, confidence and all scores of each."""
-        data, size = self.config.data, self.config.data.size or self.model.image_size
+        size = self.config.data.size or self.model.image_size
         self.model.eval()
         found: list[dict[str, Any]] = []
         step = self.config.evaluation.batch_size
@@ -255,7 +272,7 @@ class Classification:
     def _square(self, item: Any, size: int) -> NDArray[np.uint8]:
         """A file or an array uint8 [H, W, 3] as the model's training images were prepared. [3, size, size]"""
         if isinstance(item, str | Path):
-            entry, name = {"path": str(item), "bytes": None}, str(item)
+            entry: dict[str, Any] = {"path": str(item), "bytes": None}
         else:
-            entry, name = {"path": None, "bytes": images.encode(item)}, "array"
-        return images.decode_resized(entry, name, size, self.fit, self.config.data.sixteen_bit)
+            entry = {"path": None, "bytes": images.encode(item)}
+        return images.decode_resized(entry, entry["path"] or "array", size, self.fit, self.config.data.sixteen_bit)
