@@ -9,7 +9,7 @@ import torch
 
 from finesight import checkpoint
 from finesight.errors import CheckpointError
-from finesight.optimization import TrainConfig
+from finesight.optimization import TrainConfig, make_optimizer
 from finesight.run_folder import RunFolder
 from tests.toy import Toy, train, weights
 
@@ -100,12 +100,12 @@ def test_weights_that_do_not_fit_are_fatal_and_nothing_is_loaded(change: str) ->
     assert torch.equal(module.weight, before)
 
 
-def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
+def test_the_best_and_the_last_two_are_kept(tmp_path: Path) -> None:
     task = Toy(TrainConfig(epochs=6, batch_size=8, lr=1e-9), dropout=0.0)
     state = train(task, RunFolder(tmp_path))
     kept = sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").iterdir())
     assert state.best_step == 5
-    assert kept == [5, 30]
+    assert kept == [5, 25, 30]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
@@ -121,6 +121,35 @@ def test_optimizer_state_is_restored_bit_for_bit(tmp_path: Path, optimizer: Any)
     flat = checkpoint.optimizer_tensors(restored)
     assert flat
     assert all(torch.equal(flat[key], value) for key, value in found.tensors("optimizer.model").items())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_a_restored_optimizer_takes_the_same_next_step_on_channels_last_weights(optimizer: Any) -> None:
+    """Fused optimisers read the raw memory: state restored in another layout would step other weights."""
+    config = TrainConfig(optimizer=optimizer, lr=0.1)
+
+    def made() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        module = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return module, make_optimizer(list(module.parameters()), config)
+
+    def step(module: torch.nn.Module, stepped: torch.optim.Optimizer, seed: int) -> None:
+        stepped.zero_grad()
+        image = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        module(image).square().mean().backward()
+        stepped.step()
+
+    (whole, first), (resumed, second) = made(), made()
+    step(whole, first, 1)
+    flat = {
+        key: value.clone(memory_format=torch.contiguous_format)
+        for key, value in checkpoint.optimizer_tensors(first).items()
+    }
+    resumed.load_state_dict(whole.state_dict())
+    checkpoint.restore_optimizer(second, flat)
+    step(whole, first, 2)
+    step(resumed, second, 2)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
 def test_damage_to_the_newest_costs_only_the_work_since_the_one_before(tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ def sha256(path: Path) -> str:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Delete what a killed process left behind in `replacing` or a checkpoint save."""
-    for leftover in directory.glob(".tmp-*"):
+    """Delete what a killed process left behind, here and below, in `replacing` or a checkpoint save."""
+    for leftover in list(directory.rglob(".tmp-*")):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

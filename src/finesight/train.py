@@ -212,13 +212,15 @@ class Loop:
         if self.engine.main:
             tensors = {f"model.{name}": group for name, group in self.task.trainable_state().items()}
             tensors |= {f"optimizer.{n}": checkpoint.optimizer_tensors(o) for n, o in self.optimizers.items()}
-            before = sorted(int(path.name.removeprefix("step-")) for path in self.folder.checkpoints.glob("step-*"))
             checkpoint.save(self.folder.checkpoints, self.state.step, tensors, state | {"shares": shares})
-            keep = {self.state.step, *[step for step in before if step < self.state.step][-1:]}
-            if self.state.best_step is not None:
-                keep.add(self.state.best_step)
-            checkpoint.prune(self.folder.checkpoints, keep)
+            self.prune()
         self._last_save = time.monotonic()
+
+    def prune(self) -> None:
+        """Keep the last checkpoint, the one before it (should the last be damaged) and the best."""
+        steps = sorted(int(path.name.removeprefix("step-")) for path in self.folder.checkpoints.glob("step-*"))
+        best = [] if self.state.best_step is None else [self.state.best_step]
+        checkpoint.prune(self.folder.checkpoints, {*steps[-2:], *best})
 
     def save_is_due(self) -> bool:
         every = self.config.save_every
@@ -283,8 +285,7 @@ def fit(
             say(_epoch_line(row, config, time.monotonic() - started))
             _stop_if_asked(loop, stop)
     if engine.main:
-        ends = {loop.state.step, loop.state.best_step} - {None}
-        checkpoint.prune(folder.checkpoints, {step for step in ends if step is not None})
+        loop.prune()  # a run killed between its last save and its pruning comes here without another save
     engine.wait()
     if loop.state.best_step is not None:
         load_weights(task, checkpoint.opened(checkpoint.path_of(folder.checkpoints, loop.state.best_step)))

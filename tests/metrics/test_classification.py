@@ -51,17 +51,13 @@ def expected(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> d
     options = {"labels": range(count), "zero_division": 0}
     for mean in ("macro", "weighted"):
         triple = oracle.precision_recall_fscore_support(labels, predicted, average=mean, **options)[:3]
-        result |= {
-            f"{mean}_{part}": value for part, value in zip(("precision", "recall", "f1"), triple, strict=True)
-        }
+        result |= {f"{mean}_{part}": value for part, value in zip(("precision", "recall", "f1"), triple, strict=True)}
     triple = oracle.precision_recall_fscore_support(labels, predicted, average=None, **options)[:3]
     for part, values in zip(("precision", "recall", "f1"), triple, strict=True):
         result |= {f"{part}/class {index}": value for index, value in enumerate(values)}
     result["nll"] = oracle.log_loss(labels, probabilities, labels=range(count))
     if count > 5:
-        result["top_5_accuracy"] = oracle.top_k_accuracy_score(
-            labels, probabilities, k=5, labels=range(count)
-        )
+        result["top_5_accuracy"] = oracle.top_k_accuracy_score(labels, probabilities, k=5, labels=range(count))
     return result
 
 
@@ -167,9 +163,7 @@ def test_calibration_bins_are_closed_on_the_right() -> None:
     assert accuracy[1:3].tolist() == [1, 0]
     assert np.isnan(confidence[[0, 3]]).all()
     assert np.isnan(accuracy[[0, 3]]).all()
-    assert scores(probabilities, labels, bins=4)["expected_calibration_error"] == pytest.approx(
-        (0.5 + 0.6) / 2
-    )
+    assert scores(probabilities, labels, bins=4)["expected_calibration_error"] == pytest.approx((0.5 + 0.6) / 2)
 
 
 def test_certain_and_right_is_calibrated_certain_and_wrong_is_not() -> None:

@@ -90,11 +90,11 @@ class Batches:
         batch: Batch = {name: column.index_select(0, index) for name, column in self.columns.items()}
         batch["id"] = [self.ids[row] for row in rows]
         batch["items"] = len(rows)
-        if self.augment is not None and draws is not None:
+        if draws is not None and self.augment is not None:
             from finesight.data import transforms
 
             batch["image"] = transforms.augment(batch["image"], torch.from_numpy(draws), self.augment)
-        if self.size is not None and batch["image"].shape[-1] != self.size:
+        if self.size is not None and "image" in batch and batch["image"].shape[-1] != self.size:
             from finesight.data import transforms
 
             batch["image"] = transforms.resize(batch["image"], self.size)
