@@ -288,3 +288,5 @@ def test_two_processes_give_the_same_run(images: Path, tmp_path: Path) -> None:
     assert metrics[0]["accuracy"] == metrics[1]["accuracy"]
     rows = [pq.read_table(tmp_path / name / "predictions.parquet") for name in ("one", "two")]
     assert rows[0]["id"].equals(rows[1]["id"])
+    done = subprocess.run([*torchrun, "eval", str(tmp_path / "one"), "--json"], capture_output=True, text=True)
+    assert json.loads(done.stdout) == metrics[0], "the same weights give the same metrics exactly"

@@ -167,6 +167,8 @@ def _eval(words: list[str]) -> int:
     stored = config.read_yaml(open_run(run).config)
     overrides = config.parse_flags(rest, recipes.task_class(stored).Config)
     metrics = reopen.evaluate_again(run, split or "test", overrides)
+    if os.environ.get("RANK", "0") != "0":
+        return 0  # under torchrun the first process speaks for all
     if json_wanted:
         print(json.dumps(metrics, indent=2))
     else:

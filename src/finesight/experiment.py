@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from finesight import checkpoint, recipes
+from finesight import cache, checkpoint, recipes
 from finesight import config as configuration
 from finesight.data.fingerprint import fingerprint
 from finesight.data.loading import load
@@ -117,7 +117,7 @@ def _experiment(
 ) -> None:
     started = time.monotonic()
     data = load(config.data, config.seed)
-    stamp = fingerprint(data)
+    stamp = fingerprint(data, cache.folder(config.data.cache_dir))
     refuse_changed_data(folder, stamp)
     classes = list(data["train"].features["label"].names)
     # A run that never reached its first checkpoint starts from the original weights again.
@@ -178,7 +178,7 @@ def _start(folder: RunFolder, name: str, config: Any, task: Any, data: Any, stam
         processes=task.engine.world, device=str(task.engine.device), precision=task.engine.precision,
         hardware=hardware(), started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         data={"root": config.data.root, "fingerprint": stamp, "counts": counts, "notes": _notes(config, data)},
-        model={"name": config.model.name, **asdict(task.audit), "audit": task.audit.lines()},
+        model={"name": config.model.name, **asdict(task.audit), "audit": task.audit.lines(), "notes": task.model.notes},
     )  # fmt: skip
     write_text(folder.config, configuration.to_yaml(config))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from finesight import checkpoint, recipes
+from finesight import cache, checkpoint, recipes
 from finesight import config as configuration
 from finesight.data.fingerprint import fingerprint
 from finesight.data.loading import load
@@ -61,7 +61,7 @@ def evaluate_again(path: Path, split: str = "test", overrides: Mapping[str, Any]
                 f"{path}: trained on the classes {', '.join(task.classes)}; the data has {', '.join(names)}."
             )
         if not overrides:
-            refuse_changed_data(folder, fingerprint(data))
+            refuse_changed_data(folder, fingerprint(data, cache.folder(config.data.cache_dir)))
         data = task.prepare(data)
         groups = {split: list(data[split]["group"])}
         predictions = {split: predict(task, split, engine, shown=True)}

@@ -29,7 +29,7 @@ def load(source: DataConfig, seed: int) -> datasets.DatasetDict:
     The same source, options and seed give the same splits, however the source is listed or packed.
     Raises `DataError` or `ConfigError` with everything that was found to be wrong.
     """
-    samples = _read(source)
+    samples = read(source)
     _check(samples)
     group = groups.resolve(samples, source.group)
     dataset = samples.to_dataset(group)
@@ -47,7 +47,7 @@ def load(source: DataConfig, seed: int) -> datasets.DatasetDict:
     return datasets.DatasetDict({name: take_rows(dataset, rows[name]) for name in splits.NAMES})
 
 
-def _read(source: DataConfig) -> Samples:
+def read(source: DataConfig) -> Samples:
     root = source.root
     if not root:
         raise DataError(f"No data given. Set --data.root to {_FORMS}.")

@@ -55,9 +55,7 @@ def class_chart(counts: Mapping[str, Mapping[str, int]]) -> "Figure":
         bars = axes.barh(rows, values, color=colour, height=0.74)
         size = style.ticks_fit(1, pitch)
         axes.bar_label(bars, labels=[f"{value:,}" for value in values], padding=3, fontsize=size)
-        axes.set(
-            title=f"{split}: {sum(values):,}", xlabel="images per class", xlim=(0, max([*values, 1]) * 1.28)
-        )
+        axes.set(title=f"{split}: {sum(values):,}", xlabel="images per class", xlim=(0, max([*values, 1]) * 1.28))
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=4)
         axes.tick_params(axis="y", length=0)
         axes.set_yticks(rows, names, fontsize=size)
@@ -67,19 +65,17 @@ def class_chart(counts: Mapping[str, Mapping[str, int]]) -> "Figure":
 
 
 @style.styled
-def curves(
-    rows: Sequence[Mapping[str, Any]], metric: str = "accuracy", best_epoch: int | None = None
-) -> "Figure":
+def curves(rows: Sequence[Mapping[str, Any]], metric: str = "accuracy", best_epoch: int | None = None) -> "Figure":
     """Loss and a metric by epoch, for training and validation; the kept epoch is marked.
 
     `rows` are those of history.jsonl: {"epoch", "train": {"loss", ...}, "validation": {"loss", ...}}. A
-    value that is missing or not finite is left out of its line.
+    value that is missing or not finite is left out of its line. Beside the loss stands `metric`, or the
+    accuracy where that is the loss itself.
     """
     fig = style.figure(style.WIDTH, 3.6)
     panels = fig.subplots(1, 2)
-    share = metric != "loss" and all(
-        0 <= value <= 1 for split in ("train", "validation") for value in _series(rows, split, metric)[1]
-    )
+    metric = "accuracy" if metric == "loss" else metric
+    share = all(0 <= value <= 1 for split in ("train", "validation") for value in _series(rows, split, metric)[1])
     for axes, key, scale in ((panels[0], "loss", 1), (panels[1], metric, 100 if share else 1)):
         drawn = [_curve(axes, rows, split, key, scale, best_epoch) for split in ("train", "validation")]
         label = key.replace("_", " ")
@@ -139,7 +135,7 @@ def reliability_diagram(confidence: npt.ArrayLike, correct: npt.ArrayLike, bins:
     "On Calibration of Modern Neural Networks" (2017), over `bins` bins of equal width.
     """
     sure, right = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    index = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    index = np.clip(np.searchsorted(np.linspace(0, 1, bins + 1), sure) - 1, 0, bins - 1)
     count, hits, mass = (np.bincount(index, weight, bins) for weight in (np.ones_like(sure), right, sure))
     used = count > 0
     share = np.divide(hits, count, out=np.zeros(bins), where=used)
@@ -165,12 +161,11 @@ def reliability_diagram(confidence: npt.ArrayLike, correct: npt.ArrayLike, bins:
         label="accuracy in the bin",
     )
     whiskers = 100 * np.maximum([share[used] - low, high - share[used]], 0)
-    axes.errorbar(
-        centres[used], 100 * share[used], whiskers, fmt="none", ecolor=style.INK, elinewidth=1, capsize=2
-    )
+    axes.errorbar(centres[used], 100 * share[used], whiskers, fmt="none", ecolor=style.INK, elinewidth=1, capsize=2)
     ece = f"expected calibration error {100 * error:.1f} %" if len(sure) else "no predictions"
-    axes.set(title=f"Reliability: {ece}", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 102))
-    axes.legend(loc="upper left")
+    axes.set_title(f"Reliability: {ece}", pad=26)
+    axes.set(ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 102))
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, borderaxespad=0.2)
     below.bar(centres, count, width=94 / bins, color=style.ORANGE)
     below.set(xlabel="confidence of the prediction (%)", ylabel="images")
     below.yaxis.get_major_locator().set_params(integer=True, nbins=3)
@@ -199,9 +194,7 @@ def accuracy_intervals(
     for place, (_, value, low, high) in zip(places, rows, strict=True):
         colour = style.BLUE if place == 0 else style.QUIET
         if low is not None and high is not None:
-            axes.plot(
-                [100 * low, 100 * high], [place, place], color=colour, linewidth=3.5, solid_capstyle="butt"
-            )
+            axes.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=3.5, solid_capstyle="butt")
         axes.plot([100 * value], [place], marker="o", markersize=8, color=colour)
         axes.annotate(
             f"{100 * value:.1f} %",
@@ -237,6 +230,8 @@ def save(figures: Mapping[str, tuple["Figure", str, str]], directory: Path) -> N
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             with replacing(directory / f"{name}.png") as path:
                 drawn.savefig(path, format="png", dpi=150, metadata={"Software": None})
+            # The layout of the first drawing holds for the second; solving it again doubles the time.
+            drawn.set_layout_engine("none")
             with replacing(directory / f"{name}.svg") as path:
                 drawn.savefig(path, format="svg", metadata=plain)
         listed[name] = {"name": name, "title": title, "caption": caption, "kind": _kind(drawn)}
@@ -245,5 +240,6 @@ def save(figures: Mapping[str, tuple["Figure", str, str]], directory: Path) -> N
 
 def _kind(drawn: "Figure") -> str:
     """'images' when it shows photographs, which are smaller and sharper as PNG, else 'chart'."""
-    colour = any(np.ndim(image.get_array()) == 3 for axes in drawn.axes for image in axes.get_images())
+    shown = [image.get_array() for axes in drawn.axes for image in axes.get_images()]
+    colour = any(pixels is not None and np.ndim(pixels) == 3 for pixels in shown)
     return "images" if colour else "chart"

@@ -28,7 +28,7 @@ def samples_per_class(samples: Mapping[str, Sequence[np.ndarray]]) -> "Figure":
     blocks = 1 if len(shown) <= 5 else 2 if len(shown) <= 40 else 3
     rows = max(1, -(-len(shown) // blocks))
     cell = min(0.95, (style.WIDTH / blocks - 1.7) / widest)
-    fig = style.figure(min(style.WIDTH, blocks * (1.9 + cell * widest)), 0.7 + cell * rows)
+    fig = style.figure(min(style.WIDTH, blocks * (1.9 + cell * widest)), 0.6 + cell * rows)
     names = style.shorten(shown, 24 if blocks < 3 else 20)
     panels = fig.subplots(1, blocks, squeeze=False)[0]
     for block, axes in enumerate(panels):
@@ -55,14 +55,12 @@ def augmentation_grid(
     rows = [[original, *made] for original, made in zip(originals, variants, strict=True)]
     widest = max([len(row) for row in rows] + [2])
     cell = min(1.05, (style.WIDTH - 1.8) / widest)
-    fig = style.figure(1.8 + cell * widest, 0.7 + cell * max(len(rows), 1))
+    fig = style.figure(1.8 + cell * widest, 0.45 + cell * max(len(rows), 1))
     axes = fig.subplots()
     _mosaic(axes, rows, max(len(rows), 1), widest)
     labels = style.shorten(names, 24) if names is not None else [str(place + 1) for place in range(len(rows))]
     axes.set_yticks(np.arange(len(rows)) + 0.5, labels, fontsize=8)
-    axes.set_xticks(
-        np.arange(widest) + 0.5, ["original", *(f"variant {k}" for k in range(1, widest))], fontsize=8
-    )
+    axes.set_xticks(np.arange(widest) + 0.5, ["original", *(f"variant {k}" for k in range(1, widest))], fontsize=8)
     axes.xaxis.tick_top()
     axes.axvline(1.0, color=style.QUIET, linewidth=1)
     axes.set_ylabel("image")
@@ -99,13 +97,11 @@ def worst_mistakes(
         axes = fig.subplots()
         _bare(axes)
         axes.set_title("No mistakes")
-        style.empty(
-            axes, f"All {total:,} images were given the right class." if total else "Nothing to show."
-        )
+        style.empty(axes, f"All {total:,} images were given the right class." if total else "Nothing to show.")
         return fig
     columns = 4
     rows = -(-len(worst) // columns)
-    fig = style.figure(style.WIDTH, 2.75 * rows)
+    fig = style.figure(style.WIDTH, 3.05 * rows)
     names = dict(zip(codes, style.shorten(list(codes), 25), strict=True))
     panels = fig.subplots(rows, columns, squeeze=False).ravel()
     for axes, place in zip(panels, worst, strict=False):
@@ -130,7 +126,7 @@ def _mosaic(axes: "Axes", rows: Sequence[Sequence[np.ndarray]], height: int, wid
             half_x, half_y = wide * scale / 2, tall * scale / 2
             axes.imshow(image, extent=(x - half_x, x + half_x, y + half_y, y - half_y))
     _bare(axes)
-    axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
+    axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal", anchor="W")
 
 
 def _bare(axes: "Axes") -> None:

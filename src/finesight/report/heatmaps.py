@@ -25,8 +25,9 @@ def confusion_matrix(matrix: npt.ArrayLike, classes: Sequence[str]) -> "Figure":
     total = counts.sum(axis=1, keepdims=True)
     rates = np.divide(100 * counts, total, out=np.zeros_like(counts), where=total > 0)
     beside = len(classes) <= 10
-    side = 3.6 if beside else max(6.0, min(0.1 * len(classes), 13.0))
-    fig = style.figure(style.WIDTH, side + 1.6 if beside else 2 * side + 2.6)
+    side = max(2.4, 0.36 * len(classes)) if beside else min(max(4.8, 0.13 * len(classes)), 12.0)
+    names_below = 0.5 if len(classes) <= 2 else 1.6
+    fig = style.figure(style.WIDTH, side + 0.3 + names_below if beside else 2 * side + 3.6)
     panels = fig.subplots(1, 2, sharey=True) if beside else fig.subplots(2, 1)
     _heat(panels[0], counts, classes, "Counts", "images", side, names=True)
     _heat(panels[1], rates, classes, "Rates", "% of the reference class", side, names=not beside)
@@ -44,33 +45,37 @@ def _heat(
     names: bool,
 ) -> None:
     from matplotlib.colors import PowerNorm
+    from matplotlib.ticker import MaxNLocator
 
     top = max(float(values.max(initial=0)), 1.0)
-    image = axes.imshow(
-        values, cmap="Blues", norm=PowerNorm(0.5, 0, top), interpolation="none", aspect="auto"
-    )
+    image = axes.imshow(values, cmap="Blues", norm=PowerNorm(0.5, 0, top), interpolation="none", aspect="auto")
     few, rows = len(classes) <= 20, np.arange(len(classes))
     short = style.shorten(classes, 22)
     size = style.ticks_fit(len(classes), side)
-    axes.set_yticks(
-        rows, short if few else [f"{name}  {row}" for row, name in enumerate(short)], fontsize=size
-    )
+    axes.set_yticks(rows, short if few else [f"{name}  {row}" for row, name in enumerate(short)], fontsize=size)
     axes.tick_params(axis="y", left=names, labelleft=names)
     if few:
-        axes.set_xticks(rows, short, fontsize=size, rotation=90)
-        _write_cells(axes, values, top, 8.5 if len(classes) <= 10 else 7.5)
+        axes.set_xticks(rows, short, fontsize=size, rotation=0 if len(classes) <= 2 else 90)
+        _write_cells(axes, values, top, (3.8 if len(classes) <= 10 else 7.8) / len(classes))
     else:
         step = 5 if len(classes) <= 60 else 10
         axes.set_xticks(rows[::step])
     axes.set(title=f"{title} ({unit})", xlabel="prediction" if few else "prediction (number of the class)")
     axes.set_ylabel("reference" if names else "")
     axes.spines[:].set_visible(False)
+    if few:
+        return
     bar = axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02)
     bar.set_label(f"{unit}, square-root scale")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.locator = MaxNLocator(6, integer=True)
+    bar.update_ticks()
+    bar.outline.set_visible(False)
 
 
-def _write_cells(axes: "Axes", values: np.ndarray, top: float, size: float) -> None:
+def _write_cells(axes: "Axes", values: np.ndarray, top: float, inches: float) -> None:
+    """Write what is not zero, as large as cells of this width allow."""
+    longest = len(f"{values.max(initial=0):,.0f}")
+    size = min(8.5, 72 * inches / (0.66 * longest + 0.3))
     for row, column in zip(*np.nonzero(values), strict=True):
         value = values[row, column]
         text = "<1" if value < 0.5 else f"{value:,.0f}"

@@ -48,7 +48,7 @@ def look() -> AbstractContextManager[None]:
     """The shared style as a context: on top of matplotlib's defaults, whatever the user's matplotlibrc says."""
     import matplotlib
 
-    own: dict[str, Any] = {
+    own: dict[Any, Any] = {
         "font.family": _fonts(),
         "font.size": 9.5,
         "axes.titlesize": 10.5,
@@ -76,7 +76,7 @@ def look() -> AbstractContextManager[None]:
         "svg.fonttype": "path",
         "svg.hashsalt": "finesight",
     }
-    defaults = {
+    defaults: dict[Any, Any] = {
         key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")
     }
     return matplotlib.rc_context({**defaults, **own})
@@ -93,23 +93,35 @@ def figure(width: float, height: float) -> "Figure":
 
 
 def shorten(names: Sequence[str], limit: int) -> list[str]:
-    """Class names for a figure: cut in the middle where longer than `limit`, and still told apart.
+    """Class names for a figure: those longer than `limit` lose their middle, and stay different.
 
-    Where two cut names would be equal, they keep more letters until they differ. Control characters
-    become spaces, and dollar signs are escaped, which matplotlib would read as formulas.
+    Where one is too long, all first lose the beginning that they share ("Tomato___healthy" becomes
+    "…healthy"): it tells nothing apart. Where two cut names would be equal, they keep more letters until
+    they differ. Control characters become spaces, and dollar signs are escaped, which matplotlib would
+    read as formulas.
     """
     whole = ["".join(letter if letter.isprintable() else " " for letter in name) for name in names]
+    if max(map(len, whole), default=0) > limit:
+        start = _shared_start(whole)
+        whole = [f"…{name[start:]}" if start else name for name in whole]
     cut = [_cut(name, limit) for name in whole]
     while len(set(cut)) < len(set(whole)):
         limit += 4
         seen: dict[str, set[str]] = {}
         for name, short in zip(whole, cut, strict=True):
             seen.setdefault(short, set()).add(name)
-        cut = [
-            _cut(name, limit) if len(seen[short]) > 1 else short
-            for name, short in zip(whole, cut, strict=True)
-        ]
+        cut = [_cut(name, limit) if len(seen[short]) > 1 else short for name, short in zip(whole, cut, strict=True)]
     return [name.replace("$", r"\$") for name in cut]
+
+
+def _shared_start(names: Sequence[str]) -> int:
+    """Length of the beginning that all names share, up to its last separator; 0 where one name begins another."""
+    first, last = min(names), max(names)
+    same = [x == y for x, y in zip(first, last, strict=False)]
+    shared = first[: same.index(False)] if False in same else ""
+    while shared and shared[-1].isalnum():
+        shared = shared[:-1]
+    return len(shared) if len(shared) > 3 else 0
 
 
 def _cut(name: str, limit: int) -> str:

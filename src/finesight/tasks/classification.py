@@ -82,7 +82,7 @@ class Classification:
         self.labels: dict[str, NDArray[np.int64]] = {}
         hashes: dict[str, list[str]] = {}
         for split in data:
-            hashes[split] = content_hashes(data[split])
+            hashes[split] = content_hashes(data[split], directory)
             with self.engine.first_alone():
                 self.pixels[split], bad = cache.pixels(
                     data[split], hashes[split], directory, size, self.fit,
