@@ -261,20 +261,12 @@ def test_two_processes_give_the_same_run(images: Path, tmp_path: Path) -> None:
     """gloo on the CPU: the same losses to 1e-6, the same accuracy exactly, each sample counted once."""
     words = [
         "run", "classify", "--data.root", str(images), "--precision", "fp32", "--model.name", "mlp",
-        "--model.dropout", "0", "--model.image_size", "32", "--train.epochs", "2", "--train.batch_size", "10", "--evaluation.resamples", "100",
-        "--train.optimizer", "sgd", "--train.lr", "0.01",
+        "--model.dropout", "0", "--model.image_size", "32", "--train.epochs", "2", "--train.batch_size", "10",
+        "--evaluation.resamples", "100", "--train.optimizer", "sgd", "--train.lr", "0.01",
     ]  # fmt: skip
     assert main([*words, "--output", str(tmp_path / "one")]) == 0
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "finesight",
-    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun += ["-m", "finesight"]
     done = subprocess.run([*torchrun, *words, "--output", str(tmp_path / "two")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (

@@ -53,9 +53,8 @@ def bits(output: Path) -> dict[str, str]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_kill_point_resumes_bit_for_bit(tmp_path: Path, workers: int) -> None:
     extra = ["--data.cache_dir", str(tmp_path / "cache"), "--train.workers", str(workers)]
-    import finesight.report.html
-
     import finesight.experiment
+    import finesight.report.html
     import finesight.tasks.classification  # noqa: F401 (imported once, before the forks)
 
     # The first run warms the cache, the second is timed.

@@ -161,9 +161,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor])
             f"optimiser: the checkpoint has state for {len(state)} parameters, the model trains {len(known)}. "
             "The code or configuration changed since; use the version that wrote the run, or a new --output."
         )
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, entries in state.items():
-        parameter = parameters[index]
+    parameters: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for place, entries in state.items():
+        parameter = parameters[place]
         for name, value in entries.items():
             if value.shape == parameter.shape and value.dim():
                 # Fused optimisers walk the memory of both side by side: the layout must be the parameter's.

@@ -142,6 +142,11 @@ def test_a_missing_or_damaged_file_gives_a_sentence(folder: Path, name: str, sta
         assert f"{name} {words}" in page.text
 
 
+def test_a_file_of_another_shape_gives_a_sentence(folder: Path) -> None:
+    write_json(folder / "run.json", [1, 2])
+    assert "run.json cannot be read, so this part of the report is empty: it holds a list" in written(folder).text
+
+
 def test_an_empty_folder_gives_a_page(tmp_path: Path) -> None:
     page = written(tmp_path)
     assert page.sections == SECTIONS

@@ -16,9 +16,7 @@ class DataConfig(Section):
         "'sklearn:digits', or 'hub:OWNER/NAME'",
     )
     revision: str | None = Field(None, description="Commit or tag of a hub dataset")
-    image_column: str | None = Field(
-        None, description="Column with the image or its path; found by name if not given"
-    )
+    image_column: str | None = Field(None, description="Column with the image or its path; found by name if not given")
     label_column: str | None = Field(None, description="Column with the label; found by name if not given")
     group: str | None = Field(
         None,
@@ -32,29 +30,21 @@ class DataConfig(Section):
         "given",
         description="'given' keeps the splits of the source and makes missing ones; 'new' pools and splits anew",
     )
-    validation: float = Field(
-        0.1, gt=0, lt=1, description="Share of the training images held out to choose the epoch"
-    )
+    validation: float = Field(0.1, gt=0, lt=1, description="Share of the training images held out to choose the epoch")
     test: float = Field(
         0.2, gt=0, lt=1, description="Share held out for the final number, where the source has no test split"
     )
-    limit_train: int | None = Field(
-        None, ge=1, description="Use at most this many training images, stratified"
-    )
-    limit_validation: int | None = Field(
-        None, ge=1, description="Use at most this many validation images, stratified"
-    )
+    limit_train: int | None = Field(None, ge=1, description="Use at most this many training images, stratified")
+    limit_validation: int | None = Field(None, ge=1, description="Use at most this many validation images, stratified")
     limit_test: int | None = Field(None, ge=1, description="Use at most this many test images, stratified")
-    skip_bad: int = Field(
-        0, ge=0, description="Leave out up to this many unreadable images instead of stopping"
-    )
+    skip_bad: int = Field(0, ge=0, description="Leave out up to this many unreadable images instead of stopping")
     sixteen_bit: Literal["full", "minmax"] = Field(
         "full",
         description="16-bit images to 8: by the full range 0-65535, or by each image's own minimum and maximum",
     )
     fit: Literal["squash", "crop", "pad"] | None = Field(
         None,
-        description="How an image becomes square: stretched, centre-cropped, or padded with black; the model's own if none",
+        description="How an image becomes square: stretched, centre-cropped, black borders; the model's own if none",
     )
     size: int | None = Field(
         None,

@@ -53,9 +53,7 @@ def kind(name: str) -> Kind:
     if family not in KINDS:
         from finesight.config import nearest
 
-        raise ConfigError(
-            f"{name}: no metric of this name{nearest(name, list(KINDS))}. Known: {', '.join(KINDS)}."
-        )
+        raise ConfigError(f"{name}: no metric of this name{nearest(name, list(KINDS))}. Known: {', '.join(KINDS)}.")
     return KINDS[family]
 
 
@@ -91,9 +89,7 @@ class ClassificationMetric:
         self.bins = bins
         repeated = sorted(name for name, times in Counter(self.classes).items() if times > 1)
         if not self.classes or repeated:
-            raise DataError(
-                f"Class names must be given and differ; repeated: {repeated or 'none, the list is empty'}."
-            )
+            raise DataError(f"Class names must be given and differ; repeated: {repeated or 'none, the list is empty'}.")
         if top_k < 1 or bins < 1:
             raise ConfigError(f"top_k = {top_k}, bins = {bins}: both must be 1 or more.")
 
@@ -135,8 +131,7 @@ class ClassificationMetric:
         number = total[..., 0]
         gap = total[..., 3 : 3 + self.bins]
         support, predicted, hit = (
-            total[..., 3 + self.bins + part * classes : 3 + self.bins + (part + 1) * classes]
-            for part in range(3)
+            total[..., 3 + self.bins + part * classes : 3 + self.bins + (part + 1) * classes] for part in range(3)
         )
         per_class = {
             "precision": _ratio(hit, predicted),
@@ -195,9 +190,7 @@ def reliability(
     return count, mean_confidence, accuracy
 
 
-def impossible_f1(
-    precision: ArrayLike, recall: ArrayLike, f1: ArrayLike, tolerance: float = 1e-9
-) -> NDArray[np.bool_]:
+def impossible_f1(precision: ArrayLike, recall: ArrayLike, f1: ArrayLike, tolerance: float = 1e-9) -> NDArray[np.bool_]:
     """Where F1 lies outside [precision, recall], which no harmonic mean can; bool, of the inputs' shape.
 
     Report 002's hand-typed table did so in 8 of 10 rows. `tolerance` is half a unit of the last digit

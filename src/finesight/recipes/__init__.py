@@ -35,8 +35,6 @@ def task_class(options: dict[str, Any]) -> Any:
 
     name = options.get("task", "classification")
     if name not in TASKS:
-        raise ConfigError(
-            f"task: unknown value {name!r}{nearest(str(name), list(TASKS))}. Known: {', '.join(TASKS)}."
-        )
+        raise ConfigError(f"task: unknown value {name!r}{nearest(str(name), list(TASKS))}. Known: {', '.join(TASKS)}.")
     module, _, attribute = TASKS[name].partition(":")
     return getattr(import_module(module), attribute)

@@ -1,6 +1,5 @@
 """What a run folder holds, read for its report: whatever is missing or unreadable is named, never fatal."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,8 +81,11 @@ def read(run_dir: Path) -> Contents:
             found.missing[name] = f"{where} is not in the run folder, so this part of the report is empty."
             continue
         try:
-            setattr(found, name, reader(path))
-        except (OSError, ValueError, KeyError, UserError, json.JSONDecodeError) as error:
+            content = reader(path)
+            if type(content) is not type(getattr(found, name)):
+                raise ValueError(f"it holds a {type(content).__name__}")
+            setattr(found, name, content)
+        except (OSError, ValueError, KeyError, UserError) as error:
             found.missing[name] = f"{where} cannot be read, so this part of the report is empty: {error}"
     return found
 
