@@ -1,7 +1,9 @@
 """The command line end to end: a folder of images becomes a run, and every command works on it."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -255,6 +257,29 @@ def test_list_names_every_recipe(capsys: Any) -> None:
         "tomato-inception",
         "classify",
     } <= found
+
+
+def test_ctrl_c_with_workers_saves_exits_130_and_resumes(finished: Path, images: Path, tmp_path: Path) -> None:
+    """Ctrl-C goes to the whole process group, so to the loader workers too."""
+    output = tmp_path / "run"
+    words = ["run", "classify", "--data.root", str(images), "--output", str(output), *QUICK]
+    words += ["--train.workers", "2", "--train.save_every", "1", "--train.batch_size", "4"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "finesight", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list((output / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert f"--resume --output {output}" in errors
+    assert main(["run", "--resume", "--output", str(output)]) == 0
+    whole = ["run", "classify", "--data.root", str(images), "--output", str(tmp_path / "whole"), *QUICK]
+    assert main([*whole, "--train.batch_size", "4"]) == 0
+    assert (output / "history.jsonl").read_bytes() == (tmp_path / "whole" / "history.jsonl").read_bytes()
+    assert (output / "predictions.parquet").read_bytes() == (tmp_path / "whole" / "predictions.parquet").read_bytes()
 
 
 def test_two_processes_give_the_same_run(images: Path, tmp_path: Path) -> None:

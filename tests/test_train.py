@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from finesight import checkpoint
 from finesight.data.batches import Batches
-from finesight.errors import CheckpointError, NonFiniteLoss, Stopped
+from finesight.errors import CheckpointError, FinesightError, NonFiniteLoss, Stopped
 from finesight.optimization import Plateau, TrainConfig, factor
 from finesight.run_folder import RunFolder
 from finesight.tasks.base import Loss
@@ -248,6 +248,13 @@ def test_workers_leave_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     list(source.epoch(0))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_dead_worker_is_said_with_the_way_to_continue() -> None:
+    source = Batches(["a", "b"], {"x": torch.zeros(2)}, batch_size=1, workers=1)
+    source.take = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment,method-assign]
+    with pytest.raises(FinesightError, match="--train.workers 0"):
+        list(source.epoch(0))
 
 
 def test_shares_of_two_processes_are_the_batch_each_sample_once() -> None:

@@ -4,6 +4,7 @@ Not on the number of loader workers, not on the process, not on where a resumed 
 is why 0 and 2 workers, one and two processes, and a run that was killed give the same numbers.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finesight.data.transforms import AugmentConfig
+from finesight.errors import FinesightError
 
 Batch = dict[str, Any]
 ORDER = 1  # the stream of random numbers of this file: no two uses share draws
@@ -72,16 +74,16 @@ class Batches:
         plan = _Plan(self, epoch, rows, positions, rank, world)
         if self.workers == 0:
             return (plan[number] for number in range(start, len(self)))
-        return iter(
-            torch.utils.data.DataLoader(
-                plan,
-                batch_size=None,
-                sampler=range(start, len(self)),
-                num_workers=self.workers,
-                # Without its own generator the loader draws its base seed from the global one.
-                generator=torch.Generator(),
-            )
+        loader = torch.utils.data.DataLoader(
+            plan,
+            batch_size=None,
+            sampler=range(start, len(self)),
+            num_workers=self.workers,
+            # Without its own generator the loader draws its base seed from the global one.
+            generator=torch.Generator(),
+            worker_init_fn=_leave_signals_to_the_parent,
         )
+        return _until_a_worker_dies(loader)
 
     def take(self, rows: NDArray[np.int64], draws: NDArray[np.float32] | None = None) -> Batch:
         """The samples `rows`, augmented with one row of draws each where draws are given."""
@@ -138,6 +140,24 @@ class _Plan(torch.utils.data.Dataset[Batch]):
 
             self._draws = transforms.random_table(self.source.seed, self.epoch, self.source.samples)
         return self._draws[positions]
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """Ctrl-C reaches the whole process group; only the training process acts on it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _until_a_worker_dies(loader: "torch.utils.data.DataLoader[Batch]") -> Iterator[Batch]:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise FinesightError(
+            f"A loader worker died: {str(error).splitlines()[0]} Most often memory ran out. "
+            "Continue from the last checkpoint with --resume, and --train.workers 0."
+        ) from None
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
