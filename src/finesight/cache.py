@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import __version__ as pillow
 from torch import Tensor
 
 from finesight.data import images
@@ -103,18 +104,17 @@ def pixels(
     size: int,
     fit: Any,
     sixteen_bit: Any,
-    skip_bad: int,
     say: Say,
-) -> tuple[Tensor, list[int]]:
+) -> tuple[Tensor, list[tuple[int, str]]]:
     """Every image of a `datasets.Dataset`, decoded once.
 
-    Returns uint8 [N, 3, size, size] and the rows that could not be read (at most `skip_bad`; their
-    pixels are zero and must be left out). More unreadable images raise one `DataError` naming all.
+    Returns uint8 [N, 3, size, size] and the faults: (row, reason) of what could not be read. The pixels
+    of such a row are zero and must be left out; `refuse` decides whether that is allowed.
     """
     from datasets import Image
 
     entries = dataset.select_columns(["id", "image"]).cast_column("image", Image(decode=False))
-    key = key_of("pixels-1", *hashes, str(size), fit, sixteen_bit)
+    key = key_of("pixels-1", pillow, *hashes, str(size), fit, sixteen_bit)
 
     def fill(array: NDArray[np.uint8]) -> dict[str, Any]:
         progress = Progress("decoding", len(entries), "images")
@@ -134,13 +134,11 @@ def pixels(
                 faults += found
                 progress.update(min(64 * (number + 1), len(entries)))
         progress.close()
-        _refuse(faults, skip_bad)
         return {"bad": faults}
 
     shape = (len(entries), 3, size, size)
     array, facts = stored(directory, key, shape, np.uint8, fill, f"{len(entries):,} decoded images", say)
-    _refuse(facts["bad"], skip_bad)
-    return as_tensor(array), [row for row, _ in facts["bad"]]
+    return as_tensor(array), [(row, reason) for row, reason in facts["bad"]]
 
 
 def features(
@@ -172,7 +170,8 @@ def features(
     return as_tensor(array)
 
 
-def _refuse(faults: list[Any], allowed: int) -> None:
+def refuse(faults: list[tuple[int, str]], allowed: int) -> None:
+    """Raise one `DataError` naming the unreadable images when there are more than `allowed`."""
     if len(faults) > allowed:
         shown = [reason for _, reason in faults[:20]]
         more = f"... and {len(faults) - 20} more." if len(faults) > 20 else ""

@@ -73,7 +73,11 @@ def write_folder(folder: Path, tensors: Tensors, documents: dict[str, Any]) -> N
     """Tensors, JSON documents and the manifest of both, all fsynced."""
     for name, group in tensors.items():
         path = folder / f"{name}.safetensors"
-        save_file({key: value.detach().cpu().contiguous() for key, value in group.items()}, path)
+        # Cloned: two names of one tensor (tied weights) are stored as two.
+        save_file(
+            {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in group.items()},
+            path,
+        )
         sync(path)
     for name, content in documents.items():
         write_json(folder / name, content)
@@ -136,6 +140,13 @@ def prune(directory: Path, keep: set[int]) -> None:
         if folder.name not in names:
             shutil.rmtree(folder)
     remove_leftovers(directory)
+
+
+def drop_after(directory: Path, step: int) -> None:
+    """Delete the checkpoints of later steps: damaged ones, in whose place the run is done again."""
+    for folder in directory.glob("step-*"):
+        if int(folder.name.removeprefix("step-")) > step:
+            shutil.rmtree(folder)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

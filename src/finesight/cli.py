@@ -110,20 +110,36 @@ def _run(words: list[str]) -> int:
     output, rest = _taken(rest, "--output")
     resume = "--resume" in rest
     rest = [word for word in rest if word != "--resume"]
+    if resume and output is None:
+        raise ConfigError("--resume: say which run to continue: finesight run --resume --output DIR.")
     if recipe is None:
-        if output is None:
-            raise ConfigError("--resume: say which run to continue: finesight run --resume --output DIR.")
         from finesight.run_folder import open_run
 
-        name = open_run(output).read_run()["recipe"]
+        assert output is not None
+        name = open_run(output).recorded("recipe")
         base = config.read_yaml(Path(output) / "config.yaml")
     else:
         name, base = recipes.read(recipe)
-    options = config.parse_flags(rest, recipes.task_class(base).Config)
+    kind = recipes.task_class(base).Config
+    try:
+        options = config.parse_flags(rest, kind)
+    except ConfigError as error:
+        raise _with_all_problems(error, kind, base) from None
     from finesight import experiment
 
     experiment.execute(name, base, options, Path(output) if output else None, resume, ["finesight", "run", *words])
     return 0
+
+
+def _with_all_problems(error: ConfigError, kind: Any, base: dict[str, Any]) -> ConfigError:
+    """What is wrong with the flags, and with the values of those that could be read."""
+    from finesight import config
+
+    try:
+        config.build(kind, base, error.understood)
+    except ConfigError as more:
+        return ConfigError(*error.problems, *more.problems)
+    return error
 
 
 def _run_help(recipe: str | None) -> int:

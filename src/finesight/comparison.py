@@ -20,21 +20,26 @@ def compare(paths: list[Path], *, resamples: int = 1000, level: float = 0.95) ->
     statistics of both. Raises `RunError` when the runs were not tested on the same samples, with the
     same labels and classes.
     """
-    runs, tests = [], []
+    runs: list[dict[str, Any]] = []
+    tests, stamps = [], []
     for path in paths:
         folder = open_run(path)
         metrics = folder.read_metrics()["test"]
-        runs.append({"name": path.name, "path": str(path), "metrics": metrics})
-        tests.append((path, folder.read_run()["classes"], _test_rows(folder.predictions)))
+        name = path.name if [other.name for other in paths].count(path.name) == 1 else str(path)
+        runs.append({"name": name, "path": str(path), "metrics": metrics})
+        stamps.append(folder.recorded("data").get("fingerprints", {}).get("test"))
+        tests.append((path, folder.recorded("classes"), _test_rows(folder.predictions)))
     reference = tests[0]
     pairs = []
-    for other in tests[1:]:
+    for number, other in enumerate(tests[1:], start=1):
         _same_test(reference, other)
+        if stamps[number] != stamps[0]:
+            raise RunError(f"{reference[0]} and {other[0]}: the test images have the same names but other content.")
         metric = ClassificationMetric(reference[1])
         tables = [_statistics(metric, classes, rows) for _, classes, rows in (reference, other)]
         groups = reference[2]["group"] if len(set(reference[2]["group"])) < len(reference[2]["group"]) else None
         found = bootstrap.paired(metric, *tables, groups=groups, resamples=resamples, level=level)
-        pairs.append({"a": reference[0].name, "b": other[0].name, "metrics": found})
+        pairs.append({"a": runs[0]["name"], "b": runs[number]["name"], "metrics": found})
     return {"runs": runs, "pairs": pairs}
 
 

@@ -110,7 +110,7 @@ def parse_flags(arguments: list[str], kind: type[BaseModel]) -> dict[str, Any]:
     """`["--train.lr", "0.1"]` -> `{"train": {"lr": 0.1}}`, converted by the type of each option.
 
     Accepts `--key value` and `--key=value`; a bare `--key` is true for a boolean option. Raises one
-    `ConfigError` with every unknown key, missing value and wrong type.
+    `ConfigError` with every unknown key, missing value and wrong type; its `understood` holds the rest.
     """
     known = dict(sections(kind))
     flat: dict[str, Any] = {}
@@ -145,7 +145,9 @@ def parse_flags(arguments: list[str], kind: type[BaseModel]) -> dict[str, Any]:
         except ValueError:
             problems.append(f"--{key}: {text!r} is not {_type_name(field.annotation)}.")
     if problems:
-        raise ConfigError(*problems)
+        error = ConfigError(*problems)
+        error.understood = nest(flat)
+        raise error
     return nest(flat)
 
 

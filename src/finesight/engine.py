@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +32,8 @@ class Engine:
         from accelerate import PartialState
 
         cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
-        self._state = PartialState(cpu=cpu)
+        # Generous: the first process may build a cache for hours while the others wait at the barrier.
+        self._state = PartialState(cpu=cpu, timeout=timedelta(hours=24))
         self.device: torch.device = self._state.device
         self.rank: int = self._state.process_index
         self.world: int = self._state.num_processes

@@ -4,6 +4,8 @@ Every message states the value, the cause and the remedy. The command line print
 traceback and exits with the code of its class.
 """
 
+from typing import Any
+
 
 class FinesightError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command line returns."""
@@ -22,7 +24,14 @@ class UserError(FinesightError):
 
 
 class ConfigError(UserError):
-    """An option is unknown, has the wrong type or an impossible value."""
+    """An option is unknown, has the wrong type or an impossible value.
+
+    `understood` holds the options that could be read, so that they can be checked too.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+        self.understood: dict[str, Any] = {}
 
 
 class DataError(UserError):

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from finesight.config import Section
 from finesight.engine import Engine
+from finesight.errors import NonFiniteLoss
 from finesight.files import replacing
 from finesight.metrics import bootstrap
 from finesight.progress import Progress
@@ -45,6 +46,14 @@ def predict(task: Task, split: str, engine: Engine, *, shown: bool = False) -> N
                 parts.append((number, task.predict(engine.send(batches.take(rows)))))
             progress.update(int(rows[-1]) + 1)
     progress.close()
+    for number, rows in parts:
+        wrong = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
+        if len(wrong):
+            names = [batches.ids[number * batches.batch_size + row] for row in wrong[:8]]
+            raise NonFiniteLoss(
+                f"{split}: {len(wrong)} predictions of one batch are not finite, such as for {', '.join(names)}: the "
+                "weights diverged. Lower train.lr, set train.clip, or use --precision fp32, and start again."
+            )
     return np.concatenate([part for _, part in sorted(engine.gather(parts), key=lambda pair: pair[0])])
 
 

@@ -5,7 +5,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from finesight import config as configuration
 from finesight.data.fingerprint import fingerprint
 from finesight.data.loading import load
 from finesight.engine import Engine, hardware
-from finesight.errors import ConfigError, RunError
+from finesight.errors import ConfigError, RunError, Stopped
 from finesight.evaluate import evaluate, finite, predict, scores, write_predictions
 from finesight.files import sync, write_json, write_text
+from finesight.models.config import NAMED
 from finesight.reopen import Run, load_frozen, quiet, refuse_changed_data, say
 from finesight.run_folder import RunFolder, git_state, peak_memory, versions
 from finesight.train import fit
@@ -41,7 +42,7 @@ def run(
     keys "output", "resume" are understood too. Raises `UserError` subclasses for anything that the caller
     can mend, before the first step where possible.
     """
-    options = dict(overrides or {})
+    options = {key: os.fspath(v) if isinstance(v, os.PathLike) else v for key, v in (overrides or {}).items()}
     output, resume = options.pop("output", output), options.pop("resume", resume)
     name, base = recipes.read(recipe)
     return execute(
@@ -61,11 +62,13 @@ def execute(
 ) -> Run:
     """`run` with the parts already read; what the command line calls."""
     kind = recipes.task_class(dict(base))
-    folder = RunFolder(output or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    known = resume and folder.exists()
-    config = configuration.build(kind.Config, base, overrides)
-    if known:
-        config = _same_run(kind, folder, overrides)
+    config = _with_whole_paths(configuration.build(kind.Config, base, overrides))
+    engine = Engine(config.precision, config.train.compile)
+    # Under torchrun all processes take the folder that the first one names.
+    chosen = engine.gather([str(output or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")])[0]
+    folder = RunFolder(Path(chosen))
+    if resume and folder.exists():
+        config = _same_run(kind, name, base, folder, overrides)
     elif folder.exists():
         raise RunError(
             f"{folder.path}: already holds a run. Continue it with --resume, or choose another folder with --output."
@@ -75,12 +78,15 @@ def execute(
             "data.root: required, and not given. Name your images: --data.root FOLDER "
             "(or a zip, CSV, npz, hub:OWNER/NAME)."
         )
-    engine = Engine(config.precision, config.train.compile)
     tell = say if verbose and engine.main else quiet
     if engine.main:
         folder.lock()
     try:
-        _experiment(kind, name, config, folder, engine, tell, resume, command)
+        _experiment(kind, Request(name, dict(base), command, resume), config, folder, engine, tell)
+    except Stopped:
+        if engine.main:
+            folder.update_run(status="stopped")
+        raise
     finally:
         if engine.main:
             folder.release()
@@ -88,10 +94,30 @@ def execute(
     return Run(folder.path)
 
 
-def _same_run(kind: Any, folder: RunFolder, overrides: Mapping[str, Any]) -> Any:
-    """The stored configuration; refuses overrides that would make it another run."""
+def _with_whole_paths(config: Any) -> Any:
+    """Local paths made absolute, so that the run can be continued and replayed from any folder."""
+    changed: dict[str, dict[str, str]] = {}
+    for section, key in (("data", "root"), ("model", "name"), ("model", "weights")):
+        value = getattr(getattr(config, section, None), key, None)
+        if value is not None and value not in NAMED and Path(value).expanduser().exists():
+            changed.setdefault(section, {})[key] = str(Path(value).expanduser().absolute())
+    parts = {section: getattr(config, section).model_copy(update=update) for section, update in changed.items()}
+    return config.model_copy(update=parts)
+
+
+def _same_run(kind: Any, name: str, base: Mapping[str, Any], folder: RunFolder, overrides: Mapping[str, Any]) -> Any:
+    """The stored configuration; refuses a recipe or overrides that would make it another run.
+
+    Sets the number of threads of the run: sums in another order would give other bits.
+    """
     stored = configuration.read_yaml(folder.config)
-    wanted = configuration.build(kind.Config, stored, overrides)
+    if (name, dict(base)) not in ((folder.recorded("recipe"), folder.recorded("options")), (name, stored)):
+        raise RunError(
+            f"{folder.path}: holds a run of {folder.recorded('recipe')!r} with other options than {name!r} has now. "
+            f"Continue it without naming a recipe: finesight run --resume --output {shlex.quote(str(folder.path))}"
+        )
+    torch.set_num_threads(folder.recorded("threads"))
+    wanted = _with_whole_paths(configuration.build(kind.Config, stored, overrides))
     before = configuration.flatten(configuration.build(kind.Config, stored))
     after = configuration.flatten(wanted)
     changed = [
@@ -105,23 +131,24 @@ def _same_run(kind: Any, folder: RunFolder, overrides: Mapping[str, Any]) -> Any
     return wanted
 
 
-def _experiment(
-    kind: Any,
-    name: str,
-    config: Any,
-    folder: RunFolder,
-    engine: Engine,
-    say: Any,
-    resume: bool,
-    command: list[str],
-) -> None:
+@dataclass(frozen=True)
+class Request:
+    """What was asked for: the recipe, its own options, the command, and whether to continue."""
+
+    recipe: str
+    options: dict[str, Any]
+    command: list[str]
+    resume: bool
+
+
+def _experiment(kind: Any, request: Request, config: Any, folder: RunFolder, engine: Engine, say: Any) -> None:
     started = time.monotonic()
     data = load(config.data, config.seed)
     stamp = fingerprint(data, cache.folder(config.data.cache_dir))
     refuse_changed_data(folder, stamp)
     classes = list(data["train"].features["label"].names)
     # A run that never reached its first checkpoint starts from the original weights again.
-    saved = folder.model if resume and any(folder.checkpoints.glob("step-*")) else None
+    saved = folder.model if request.resume and any(folder.checkpoints.glob("step-*")) else None
     task = kind(config, classes, engine, say, saved)
     if saved is not None:
         load_frozen(task, folder)
@@ -130,7 +157,7 @@ def _experiment(
     data = task.prepare(data)
     groups = {split: list(data[split]["group"]) for split in ("validation", "test")}
     if engine.main and saved is None:
-        _start(folder, name, config, task, data, stamp, command)
+        _start(folder, request, config, task, data, stamp)
     engine.wait()
 
     def validate() -> dict[str, float]:
@@ -142,25 +169,26 @@ def _experiment(
     def better(new: float, old: float) -> bool:
         return new > old if task.higher_is_better(config.train.select) else new < old
 
+    before = time.monotonic()
     state = fit(
         task, config.train, engine, folder,
-        seed=config.seed, validate=validate, better=better, say=say, resume=resume,
+        seed=config.seed, validate=validate, better=better, say=say, resume=request.resume,
     )  # fmt: skip
+    trained = time.monotonic()
     predictions = {split: predict(task, split, engine, shown=True) for split in ("validation", "test")}
     if engine.main:
-        earlier = folder.read_run().get("timing", {}).get("wall_s", 0.0) if resume else 0.0
         _finish(folder, task, predictions, groups, config, say)
         selection = {"metric": config.train.select, "split": "validation", "value": state.best}
         folder.update_run(
             status="finished", best_epoch=state.best_epoch, epochs=state.epoch, steps=state.step,
             selection=selection, peak_memory_bytes=peak_memory(),
-            timing={"wall_s": round(earlier + time.monotonic() - started, 3)},
+            timing={"wall_s": round(state.seconds + time.monotonic() - trained + before - started, 3)},
         )  # fmt: skip
         _report(folder, say)
     engine.wait()
 
 
-def _start(folder: RunFolder, name: str, config: Any, task: Any, data: Any, stamp: str, command: list[str]) -> None:
+def _start(folder: RunFolder, request: Request, config: Any, task: Any, data: Any, stamp: str) -> None:
     """Write what is known before the first step; config.yaml last, because it makes the folder a run."""
     temporary = folder.path / ".tmp-model"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -171,13 +199,23 @@ def _start(folder: RunFolder, name: str, config: Any, task: Any, data: Any, stam
     checkpoint.write_folder(temporary, frozen, {"state.json": {"classes": task.classes}})
     os.rename(temporary, folder.model)
     sync(folder.path)
-    counts = {split: _counts(data[split], task.classes) for split in data}
+    directory = cache.folder(config.data.cache_dir)
+    about_data = {
+        "root": config.data.root,
+        "fingerprint": stamp,
+        "fingerprints": {split: fingerprint(data[split], directory) for split in data},
+        "counts": {split: _counts(data[split], task.classes) for split in data},
+        "notes": _notes(config, data),
+    }
+    # A run killed before its first checkpoint comes here again, with the command that continued it.
+    command = folder.read_run().get("command") or shlex.join(request.command)
     folder.update_run(
-        recipe=name, task=config.task, status="running", classes=task.classes, command=shlex.join(command),
+        recipe=request.recipe, options=request.options, task=config.task, status="running",
+        classes=task.classes, command=command,
         versions=versions(), git=git_state(), seeds={"seed": config.seed}, threads=torch.get_num_threads(),
         processes=task.engine.world, device=str(task.engine.device), precision=task.engine.precision,
         hardware=hardware(), started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        data={"root": config.data.root, "fingerprint": stamp, "counts": counts, "notes": _notes(config, data)},
+        data=about_data,
         model={"name": config.model.name, **asdict(task.audit), "audit": task.audit.lines(), "notes": task.model.notes},
     )  # fmt: skip
     write_text(folder.config, configuration.to_yaml(config))

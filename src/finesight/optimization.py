@@ -20,7 +20,9 @@ class TrainConfig(Section):
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps, if that comes first")
     batch_size: int = Field(32, ge=1, description="Samples in one optimiser step, over all processes")
     accumulation: int = Field(
-        1, ge=1, description="Micro-batches that a batch is cut into, to save memory; the result is the same"
+        1,
+        ge=1,
+        description="Micro-batches a batch is cut into, to save memory; exact without batch norm and dropout",
     )
     balance: int | None = Field(
         None,
@@ -95,8 +97,8 @@ def factor(
 ) -> float:
     """The factor on the base learning rate for optimiser step `step` (from 0) of `total`.
 
-    Linear warm-up over `warmup` steps first: step 0 gets 1/warmup. Then: `cosine` falls from 1 to
-    `floor` at the last step (Loshchilov & Hutter 2017, without restarts), `step` multiplies by
+    Linear warm-up over `warmup` steps first: step 0 gets 1/warmup. Then: `cosine` falls from 1
+    towards `floor`, reached at step `total` (Loshchilov & Hutter 2017, without restarts), `step` multiplies by
     `decay` after each `every` steps, `constant` and `plateau` are 1.
     """
     if step < warmup:

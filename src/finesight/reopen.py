@@ -1,18 +1,19 @@
 """Finished runs: open one, predict with it, measure it again, run it again."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import DatasetDict
 
 from finesight import cache, checkpoint, recipes
 from finesight import config as configuration
 from finesight.data.fingerprint import fingerprint
-from finesight.data.loading import load
+from finesight.data.loading import load, load_test_set
 from finesight.engine import Engine
-from finesight.errors import RunError
+from finesight.errors import ConfigError, RunError
 from finesight.evaluate import evaluate, predict
 from finesight.run_folder import RunFolder, open_run
 from finesight.train import load_weights
@@ -30,11 +31,15 @@ class Run:
         """The content of metrics.json: {split: {metric: {value, low, high, n}}, "baselines": {name: ...}}."""
         return open_run(self.path).read_metrics()
 
-    def predict(self, inputs: str | Path | Sequence[Any]) -> list[dict[str, Any]]:
-        """Predictions for image files, or uint8 arrays [H, W, 3]: input, prediction, confidence, scores."""
+    def predict(self, inputs: Any) -> list[dict[str, Any]]:
+        """Predictions for one or more image files, PIL images or uint8 arrays [H, W, 3].
+
+        Returns one {"input", "prediction", "confidence", "scores"} for each.
+        """
         if self._task is None:
             self._task = restored(open_run(self.path), quiet)
-        return self._task.predict_images([inputs] if isinstance(inputs, str | Path) else list(inputs))
+        single = isinstance(inputs, str | Path) or hasattr(inputs, "__array_interface__")
+        return self._task.predict_images([inputs] if single else list(inputs))
 
 
 def load_run(path: str | Path) -> Run:
@@ -43,44 +48,62 @@ def load_run(path: str | Path) -> Run:
 
 
 def evaluate_again(path: Path, split: str = "test", overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Evaluate the stored weights of a run on its data once more, or on other data by overrides.
+    """Measure the stored weights of a run once more: on its own data, or on a test set named by `data.root`.
 
-    Writes nothing. Returns {metric: {value, low, high, n}} of the split.
+    Other data is measured whole, or its test split where it has one. Options that would split the run's own
+    data anew are refused: training samples would become test samples. Writes nothing. Returns
+    {metric: {value, low, high, n}}.
     """
+    if split not in ("validation", "test"):
+        raise ConfigError(f"split: {split!r} cannot be measured; give 'test' or 'validation'.")
     folder = open_run(path)
     stored = configuration.read_yaml(folder.config)
+    given = dict(overrides or {})
+    foreign = "root" in given.get("data", {})
+    _refuse_new_splits(given, foreign)
     kind = recipes.task_class(stored)
-    config = configuration.build(kind.Config, stored, overrides or {})
+    config = configuration.build(kind.Config, stored, given)
     engine = Engine(config.precision)
     try:
-        task = restored(folder, say if engine.main else quiet, engine)
-        data = load(config.data, config.seed)
-        names = list(data["train"].features["label"].names)
-        if names != task.classes:
-            raise RunError(
-                f"{path}: trained on the classes {', '.join(task.classes)}; the data has {', '.join(names)}."
-            )
-        if not overrides:
+        task = restored(folder, quiet, engine, config)
+        if foreign:
+            split, part = "test", load_test_set(config.data, task.classes)
+        else:
+            data = load(config.data, config.seed)
             refuse_changed_data(folder, fingerprint(data, cache.folder(config.data.cache_dir)))
-        data = task.prepare(data)
-        groups = {split: list(data[split]["group"])}
+            part = data[split]
+        part = task.prepare(DatasetDict({split: part}))[split]
         predictions = {split: predict(task, split, engine, shown=True)}
+        groups = {split: list(part["group"])}
         return evaluate(task, predictions, groups, config.evaluation, config.seed, baselines=False)[split]
     finally:
         engine.close()
 
 
+def _refuse_new_splits(given: Mapping[str, Any], foreign: bool) -> None:
+    """Only how to measure may change, and, for other data, where it is and how it is read."""
+    allowed = {"cache_dir"}
+    if foreign:
+        allowed |= {"root", "revision", "image_column", "label_column", "group", "skip_bad", "sixteen_bit"}
+    flat = {f"data.{key}" for key in given.get("data", {}) if key not in allowed}
+    flat |= {key for key in given if key not in ("data", "evaluation")}
+    if flat:
+        raise ConfigError(
+            f"{', '.join(sorted(flat))}: a finished run is measured as it is; these options cannot change any more. "
+            "Options of eval: --split, --evaluation.*, --data.cache_dir, and --data.root for another test set."
+        )
+
+
 def replay(path: Path, command: list[str], output: Path | None = None) -> list[str]:
     """Run the same configuration again in a new folder; returns what differs (nothing, on the same CPU)."""
     folder = open_run(path)
-    before = folder.read_run()
     folder.read_metrics()
-    torch.set_num_threads(before["threads"])
+    torch.set_num_threads(folder.recorded("threads"))
     stored = configuration.read_yaml(folder.config)
     with tempfile.TemporaryDirectory() as scratch:
         from finesight.experiment import execute
 
-        again = execute(before["recipe"], stored, {}, output or Path(scratch) / "replay", False, command)
+        again = execute(folder.recorded("recipe"), stored, {}, output or Path(scratch) / "replay", False, command)
         return differences(folder, RunFolder(again.path))
 
 
@@ -107,11 +130,14 @@ def load_frozen(task: Any, folder: RunFolder) -> None:
             checkpoint.restore_module(task.modules[name], tensors, set(expected), str(folder.model))
 
 
-def restored(folder: RunFolder, say: Any, engine: Engine | None = None) -> Any:
-    """The task of a run with its best weights, without data; in the precision of the run."""
+def restored(folder: RunFolder, say: Any, engine: Engine | None = None, config: Any = None) -> Any:
+    """The task of a run with its best weights, without data; in the precision of the run.
+
+    `config` stands in for the stored configuration, where only the measuring differs.
+    """
     stored = configuration.read_yaml(folder.config)
     kind = recipes.task_class(stored)
-    config = configuration.build(kind.Config, stored)
+    config = config or configuration.build(kind.Config, stored)
     found = checkpoint.newest(folder.checkpoints, say)
     if found is None:
         raise RunError(f"{folder.path}: no epoch is finished yet, so there are no weights. Continue it with --resume.")

@@ -76,6 +76,9 @@ class RunFolder:
 
     def lock(self) -> None:
         """Create the folder and hold it; raises `RunError` naming the process that already does."""
+        if self.path.resolve() in _HELD:
+            # Opening and closing the file once more would drop the record lock that this process holds.
+            raise RunError(f"{self.path}: in use by this process. Choose another --output.")
         if not self.exists() and not (self.path / ".lock").exists() and self.path.is_dir() and any(self.path.iterdir()):
             raise RunError(f"{self.path}: not empty, and not a run. Choose a new folder with --output.")
         try:
@@ -86,8 +89,6 @@ class RunFolder:
                 f"{self.path}: cannot be written: {error.strerror}. Choose another folder with --output."
             ) from None
         try:
-            if self.path.resolve() in _HELD:
-                raise BlockingIOError
             # A record lock is not inherited by forked loader workers, which may outlive a killed run.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -137,7 +138,19 @@ class RunFolder:
 
     def read_run(self) -> dict[str, Any]:
         path = self.path / "run.json"
-        return read_json(path) if path.is_file() else {}
+        try:
+            return read_json(path) if path.is_file() else {}
+        except ValueError as error:
+            raise RunError(f"{path}: damaged ({error}); restore it from a backup, or run again.") from None
+
+    def recorded(self, key: str) -> Any:
+        """An entry of run.json; raises `RunError` when it is not there."""
+        entries = self.read_run()
+        if key not in entries:
+            raise RunError(
+                f"{self.path / 'run.json'}: missing, or without {key!r}; restore it from a backup, or run again."
+            )
+        return entries[key]
 
     def update_run(self, **entries: Any) -> None:
         """Merge entries into run.json."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shlex
 import signal
 import threading
 import time
@@ -12,15 +13,17 @@ from typing import Any
 import torch
 
 from finesight import checkpoint
+from finesight.config import nearest
 from finesight.data.batches import Batch, split_batch
 from finesight.engine import Engine, is_out_of_memory
-from finesight.errors import CheckpointError, FinesightError, NonFiniteLoss, Stopped
+from finesight.errors import CheckpointError, ConfigError, FinesightError, NonFiniteLoss, Stopped
 from finesight.optimization import Plateau, TrainConfig, factor
 from finesight.progress import Progress, clock
 from finesight.run_folder import RunFolder
 from finesight.tasks.base import Loss, Task
 
 Say = Callable[[str], None]
+SAME = "The result is the same, but for networks with batch normalisation or dropout."
 Validate = Callable[[], dict[str, float]]
 
 
@@ -46,6 +49,8 @@ class State:
     plateau: dict[str, Any] = field(default_factory=dict)
     accumulation: int = 1
     finished: bool = False
+    seconds: float = 0.0
+    """Wall time of all sessions up to here; says nothing about the result."""
 
 
 class Loop:
@@ -57,9 +62,16 @@ class Loop:
         self.optimizers = task.optimizers()
         self.plateau = Plateau(config.plateau_patience, config.decay, config.min_lr / config.lr)
         self.state = State(accumulation=config.accumulation)
+        self._best_before: int | None = None  # what the checkpoint before the last one calls the best
         self.base = {name: [group["lr"] for group in o.param_groups] for name, o in self.optimizers.items()}
         self.total_steps = min(config.epochs * len(task.train), config.max_steps or math.inf)
-        self._last_save = time.monotonic()
+        inexact = {type(m).__name__ for module in task.modules.values() for m in module.modules() if _mixes_samples(m)}
+        if inexact and (engine.world > 1 or config.accumulation > 1):
+            say(
+                f"The model has {', '.join(sorted(inexact))}: with several processes or micro-batches its result is "
+                "close to that of one whole batch, but not the same."
+            )
+        self._last_save = self._counted = time.monotonic()
 
     # ---- one optimiser step -------------------------------------------------------------------
 
@@ -73,9 +85,15 @@ class Loop:
                 self._yields(pieces, stepped)
                 return
             except (RuntimeError, MemoryError) as error:
-                size = max(len(piece["id"]) for piece in pieces)
-                if not is_out_of_memory(error) or size == 1 or stepped or self.engine.world > 1:
+                if not is_out_of_memory(error):
                     raise
+                size = max(len(piece["id"]) for piece in pieces)
+                if size == 1 or stepped or self.engine.world > 1:
+                    raise FinesightError(
+                        f"Out of memory with {size} samples at once: {str(error).splitlines()[0]} Lower "
+                        "--train.batch_size or --model.image_size, or raise --train.accumulation; the last "
+                        "checkpoint is kept."
+                    ) from None
             self._halve(size)
 
     def _yields(self, pieces: list[Batch], stepped: list[str]) -> None:
@@ -122,16 +140,16 @@ class Loop:
         self.engine.sum_gradients(parameters)
         if self.config.clip is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
-        scale = self.rate_factor()
+        scale = self.rate_factor(self.state.step)
         for group, base in zip(optimizer.param_groups, self.base[name], strict=True):
             group["lr"] = base * scale
         optimizer.step()
 
-    def rate_factor(self) -> float:
-        """The factor on every base learning rate at the current step."""
+    def rate_factor(self, step: int) -> float:
+        """The factor on every base learning rate at an optimiser step."""
         c = self.config
         scheduled = factor(
-            c.schedule, self.state.step, int(self.total_steps), warmup=c.warmup_steps, every=c.decay_every,
+            c.schedule, step, int(self.total_steps), warmup=c.warmup_steps, every=c.decay_every,
             decay=c.decay, floor=c.min_lr / c.lr,
         )  # fmt: skip
         return scheduled * self.plateau.factor
@@ -144,7 +162,7 @@ class Loop:
         self.state.accumulation *= 2
         self.say(
             f"Out of memory with {size} samples at once: going on with {-(-size // 2)}, "
-            f"accumulated {self.state.accumulation} times; the result is the same."
+            f"accumulated {self.state.accumulation} times. {SAME}"
         )
 
     def _name_culprits(self, piece: Batch, optimizer: str, value: float) -> None:
@@ -163,7 +181,7 @@ class Loop:
         )  # fmt: skip
         raise NonFiniteLoss(
             f"step {self.state.step}: the {optimizer} loss is {value}; {found}. Look at these samples, lower train.lr "
-            "(or set train.clip, or --precision fp32), and start again; the last checkpoint is from before this step."
+            "(or set train.clip, or --precision fp32), and start again; no checkpoint holds this step."
         )
 
     # ---- epochs and checkpoints ---------------------------------------------------------------
@@ -173,14 +191,10 @@ class Loop:
         state, config = self.state, self.config
         names = sorted(state.sums)
         *sums, items = self.engine.sum_values([*(state.sums[name] for name in names), float(state.items)])
-        rate = next(iter(self.base.values()))[0] * self.rate_factor()
+        rate = next(iter(self.base.values()))[0] * self.rate_factor(self.state.step - 1)
         self.engine.share_buffers(self.task.modules.values())
         scores = validate()
-        if config.select not in scores:
-            raise FinesightError(
-                f"train.select: {config.select!r} is not measured; known: {', '.join(sorted(scores))}."
-            )
-        value = scores[config.select]
+        value = scores.get(config.select, math.nan)
         improved = math.isfinite(value) and (state.best is None or better(value, state.best))
         if improved:
             state.best, state.best_step, state.best_epoch, state.stale = value, state.step, state.epoch + 1, 0
@@ -206,6 +220,8 @@ class Loop:
     def save(self) -> None:
         """Checkpoint the present state; keeps the one before and the best."""
         # Every process counts its own share of the epoch; a checkpoint holds all of them.
+        now = time.monotonic()
+        self.state.seconds, self._counted = self.state.seconds + now - self._counted, now
         state = asdict(self.state) | {"plateau": self.plateau.state()}
         shares = self.engine.gather([{"sums": self.state.sums, "items": self.state.items}])
         self.engine.share_buffers(self.task.modules.values())
@@ -219,8 +235,9 @@ class Loop:
     def prune(self) -> None:
         """Keep the last checkpoint, the one before it (should the last be damaged) and the best."""
         steps = sorted(int(path.name.removeprefix("step-")) for path in self.folder.checkpoints.glob("step-*"))
-        best = [] if self.state.best_step is None else [self.state.best_step]
-        checkpoint.prune(self.folder.checkpoints, {*steps[-2:], *best})
+        best = {self.state.best_step, self._best_before}
+        checkpoint.prune(self.folder.checkpoints, {*steps[-2:], *(step for step in best if step is not None)})
+        self._best_before = self.state.best_step
 
     def save_is_due(self) -> bool:
         every = self.config.save_every
@@ -252,6 +269,8 @@ class Loop:
             checkpoint.restore_optimizer(optimizer, found.tensors(f"optimizer.{name}"))
         if self.engine.main:
             self.folder.cut_history(self.state.rows)
+            checkpoint.drop_after(self.folder.checkpoints, self.state.step)
+        self._best_before = self.state.best_step
         return True
 
 
@@ -273,6 +292,9 @@ def fit(
     bit for bit like one that was never stopped. Raises `NonFiniteLoss`, and `Stopped` after SIGINT
     or SIGTERM once the running step is finished and saved.
     """
+    known = ["loss", *task.metric.names]
+    if config.select not in known:
+        raise ConfigError(f"train.select: {config.select!r} is not measured{nearest(config.select, known)}.")
     loop = Loop(task, config, engine, folder, seed, say)
     if resume and loop.restore():
         say(f"Continuing after step {loop.state.step:,} (epoch {loop.state.epoch + 1}, batch {loop.state.batch}).")
@@ -327,7 +349,7 @@ def _stop_if_asked(loop: Loop, stop: "_Signals") -> None:
         raise Stopped(
             stop.number or signal.SIGTERM,
             f"Stopped after step {loop.state.step:,}, saved. Continue with: "
-            f"finesight run --resume --output {loop.folder.path}",
+            f"finesight run --resume --output {shlex.quote(str(loop.folder.path))}",
         )
 
 
@@ -354,6 +376,13 @@ def _signals() -> Iterator[_Signals]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _mixes_samples(module: torch.nn.Module) -> bool:
+    """True for layers whose training output depends on how the batch is cut: batch statistics, random masks."""
+    if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+        return module.training or module.track_running_stats
+    return isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0
 
 
 def _epoch_line(row: dict[str, Any], config: TrainConfig, seconds: float) -> str:

@@ -45,7 +45,7 @@ def test_cached_features_are_those_of_the_backbone(images: Path, beit: Path, tmp
     assert set(task.train.columns) == {"features", "label"}
     task.model.eval()
     with torch.inference_mode():
-        direct = task.model.features(task._input({"image": task.pixels["train"]}))
+        direct = task.model.features(task.prepared({"image": task.pixels["train"]}))
     torch.testing.assert_close(task.train.columns["features"], direct, rtol=0, atol=1e-5)
 
 
@@ -106,7 +106,7 @@ def test_changed_pixels_change_the_cache_key(tmp_path: Path) -> None:
     first, _ = prepared(root, tmp_path / "cache", **{"model.image_size": 32})
     victim = root / first.held_out("test").ids[0]
     victim.write_bytes((root / "disc" / "001.png").read_bytes() if "disc/001" not in str(victim) else b"")
-    second, said = prepared(root, tmp_path / "cache", **{"model.image_size": 32, "data.skip_bad": 1})
+    second, _ = prepared(root, tmp_path / "cache", **{"model.image_size": 32, "data.skip_bad": 1})
     assert not torch.equal(first.pixels["test"], second.pixels["test"])
 
 

@@ -45,14 +45,9 @@ class Batches:
         self.ids, self.columns = ids, columns
         self.batch_size, self.seed, self.shuffle, self.workers = batch_size, seed, shuffle, workers
         self.balance, self.size = balance, size
-        self.augment = augment if augment is not None and augment.active else None
-
-    @property
-    def samples(self) -> int:
+        self.samples = len(ids) if balance is None else balance * len(torch.unique(columns["label"]))
         """Samples handed out in one epoch."""
-        if self.balance is None:
-            return len(self.ids)
-        return self.balance * len(torch.unique(self.columns["label"]))
+        self.augment = augment if augment is not None and augment.active else None
 
     def __len__(self) -> int:
         """Batches in one epoch."""

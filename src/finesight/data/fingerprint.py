@@ -85,6 +85,11 @@ def _hash_file(path: str) -> str:
     return state.hexdigest()
 
 
+def _marks(state: os.stat_result) -> list[str]:
+    """What changes when a file is rewritten or replaced, even by a tool that keeps the modification time."""
+    return [str(value) for value in (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)]
+
+
 class _Memo:
     """Remembers hashes of files. Processes may share the folder: each replaces the file whole, and an
     entry that another one overwrote is only computed again."""
@@ -101,14 +106,14 @@ class _Memo:
         found = {}
         for path, state in states.items():
             *remembered, content = str(known.get(path)).split(" ")
-            if state is not None and remembered == [str(state.st_size), str(state.st_mtime_ns)]:
+            if state is not None and remembered == _marks(state):
                 found[path] = content
         missing = [path for path in wanted if path not in found]
         with ThreadPoolExecutor(4) as pool:
             found.update(zip(missing, pool.map(_hash_file, missing), strict=True))
         self._add(
             {
-                path: f"{state.st_size} {state.st_mtime_ns} {found[path]}"
+                path: " ".join([*_marks(state), found[path]])
                 for path in missing
                 if (state := states[path]) and time.time() - state.st_mtime > _SETTLED_SECONDS
             }

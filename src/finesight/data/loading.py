@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -45,6 +46,28 @@ def load(source: DataConfig, seed: int) -> datasets.DatasetDict:
     rows = {name: np.array(order)[found[name]] for name in splits.NAMES}
     _check_trained(samples, rows)
     return datasets.DatasetDict({name: take_rows(dataset, rows[name]) for name in splits.NAMES})
+
+
+def load_test_set(source: DataConfig, classes: list[str]) -> datasets.Dataset:
+    """All rows of a source, or those of its test split where it has one, labelled as in `classes`.
+
+    For measuring a finished model on other data. Raises `DataError` for a class the model does not know.
+    """
+    samples = read(source)
+    unknown = sorted(set(samples.classes) - set(classes))
+    if unknown:
+        raise DataError(
+            f"{source.root}: classes the model was not trained on: {', '.join(unknown[:8])}. It knows "
+            f"{', '.join(classes)}; rename or remove the others."
+        )
+    position = np.array([classes.index(name) for name in samples.classes])
+    group = groups.resolve(samples, source.group)
+    rows = np.arange(len(samples.ids))
+    if samples.splits is not None and "test" in samples.splits:
+        rows = rows[np.array(samples.splits) == "test"]
+    rows = np.array(sorted(rows, key=lambda row: samples.ids[row]))
+    samples = replace(samples, labels=position[samples.labels], classes=list(classes))
+    return take_rows(samples.to_dataset(group), rows)
 
 
 def read(source: DataConfig) -> Samples:

@@ -1,1 +1,10 @@
-"""Scores with confidence intervals: per-sample statistics, and functions of their sum."""
+"""Metrics: tables of per-sample statistics, functions of their sum, and intervals. Imported when first used."""
+
+from importlib import import_module
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("bootstrap", "classification"):
+        return import_module(f"finesight.metrics.{name}")
+    raise AttributeError(f"module 'finesight.metrics' has no attribute {name!r}")

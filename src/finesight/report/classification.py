@@ -62,15 +62,22 @@ def figures(
     }
     if task.train.augment is not None:
         drawn["augmentation"] = _augmentation(task)
-    position = getattr(task.model.backbone, "position", None)
-    if isinstance(position, torch.Tensor):
-        table = position.detach().float().cpu().numpy().reshape(-1, position.shape[-1])
-        drawn["patch_positions"] = (
-            draw.patch_position_heatmap(table),
-            "Position embedding",
-            "What the model adds to each patch token to know where it is.",
-        )
+    if hasattr(task.model.backbone, "tokens"):
+        drawn["patch_positions"] = _tokens(task)
     return drawn
+
+
+def _tokens(task: "Classification") -> tuple[Any, str, str]:
+    """What the patch-and-position layer makes of the first test image (report 004)."""
+    batch = task.engine.send({"image": task.resized(task.pixels["test"][:1])})
+    with torch.inference_mode():
+        tokens = task.model.backbone.tokens(task.prepared(batch))[0].float().cpu().numpy()  # type: ignore[operator]
+    name = task.held_out("test").ids[0]
+    return (
+        draw.patch_position_heatmap(tokens),
+        "Patch-and-position layer",
+        f"Each row is a patch of the test image {name}: its projection plus its position, as the encoder receives it.",
+    )
 
 
 def _accuracies(metrics: dict[str, Any]) -> list[tuple[str, float, float | None, float | None]]:

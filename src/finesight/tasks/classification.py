@@ -81,21 +81,25 @@ class Classification:
         self.pixels: dict[str, Tensor] = {}
         self.labels: dict[str, NDArray[np.int64]] = {}
         hashes: dict[str, list[str]] = {}
+        faults: dict[str, list[tuple[int, str]]] = {}
         for split in data:
             hashes[split] = content_hashes(data[split], directory)
             with self.engine.first_alone():
-                self.pixels[split], bad = cache.pixels(
-                    data[split], hashes[split], directory, size, self.fit,
-                    config.data.sixteen_bit, config.data.skip_bad, self.say,
-                )  # fmt: skip
+                self.pixels[split], faults[split] = cache.pixels(
+                    data[split], hashes[split], directory, size, self.fit, config.data.sixteen_bit, self.say
+                )
+        cache.refuse([fault for found in faults.values() for fault in found], config.data.skip_bad)
+        for split in data:
+            bad = {row for row, _ in faults[split]}
             if bad:
                 self.say(f"{split}: left out {len(bad)} unreadable images.")
-                keep = sorted(set(range(len(data[split]))) - set(bad))
+                keep = [row for row in range(len(data[split])) if row not in bad]
                 data[split], self.pixels[split] = data[split].select(keep), self.pixels[split][keep]
                 hashes[split] = [hashes[split][row] for row in keep]
             self.labels[split] = np.asarray(data[split]["label"], dtype=np.int64)
         self._batches = {split: self._make_batches(data[split], split, hashes[split], directory) for split in data}
-        self.train = self._batches["train"]
+        if "train" in data:
+            self.train = self._batches["train"]
         return data
 
     def _make_batches(self, dataset: "Dataset", split: str, hashes: list[str], directory: Path) -> Batches:
@@ -126,7 +130,7 @@ class Classification:
         size, data = batches.columns["image"].shape[-1], self.config.data
         key = cache.key_of(
             "features-1", state_hash(self.model.backbone), self.model.spec_key(), self.engine.precision,
-            torch.__version__, str(size), self.fit, data.sixteen_bit, *hashes,
+            self.engine.device.type, torch.__version__, str(size), self.fit, data.sixteen_bit, *hashes,
         )  # fmt: skip
         step = self.config.evaluation.batch_size
 
@@ -136,7 +140,7 @@ class Classification:
 
         def compute(batch: Batch) -> Tensor:
             with torch.inference_mode(), self.engine.autocast():
-                return self.model.features(self._input(batch))
+                return self.model.features(self.prepared(batch))
 
         self.model.eval()
         with self.engine.first_alone():
@@ -170,18 +174,22 @@ class Classification:
 
     def predict(self, batch: Batch) -> NDArray[np.float64]:
         """Class probabilities, float64 [B, C]."""
-        return self._logits(batch).double().softmax(1).cpu().numpy()
+        return self._logits(batch).cpu().double().softmax(1).numpy()
 
     def _logits(self, batch: Batch) -> Tensor:
         """float32 [B, C]"""
         if "features" in batch:
             return self.model.head(batch["features"]).float()
-        return self.model(self._input(batch)).float()
+        return self.model(self.prepared(batch)).float()
 
-    def _input(self, batch: Batch) -> Tensor:
+    def prepared(self, batch: Batch) -> Tensor:
         """uint8 [B, 3, S, S] -> normalised float32, channels last."""
         images = transforms.normalise(batch["image"], self.model.mean, self.model.std)
         return images.contiguous(memory_format=torch.channels_last)
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Held images uint8 [B, 3, H, H] at the size of the model's input."""
+        return transforms.resize(images, self.model.image_size)
 
     def trainable_state(self) -> dict[str, dict[str, Tensor]]:
         return {"model": adaptation.trainable_state(self.model)}
@@ -254,7 +262,7 @@ class Classification:
         for start in range(0, len(inputs), step):
             chunk = inputs[start : start + step]
             held = torch.from_numpy(np.stack([self._square(item, size) for item in chunk]))
-            image = transforms.resize(held, self.model.image_size)
+            image = self.resized(held)
             with torch.inference_mode(), self.engine.autocast():
                 rows = self.predict(self.engine.send({"image": image}))
             for item, row in zip(chunk, rows, strict=True):
@@ -270,7 +278,7 @@ class Classification:
         return found
 
     def _square(self, item: Any, size: int) -> NDArray[np.uint8]:
-        """A file or an array uint8 [H, W, 3] as the model's training images were prepared. [3, size, size]"""
+        """A file, PIL image or array uint8 [H, W, 3] as the training images were prepared. [3, size, size]"""
         if isinstance(item, str | Path):
             entry: dict[str, Any] = {"path": str(item), "bytes": None}
         else:
