@@ -10,11 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 import finesight
 from finesight.cli import main
+from finesight.errors import RunError
+from finesight.run_folder import RunFolder
 from tests import pictures
 
 QUICK = [
@@ -186,15 +189,80 @@ def test_a_folder_in_use_or_already_a_run_is_refused(finished: Path, images: Pat
     words = ["run", "classify", "--data.root", str(images), "--output", str(finished), *QUICK]
     assert main(words) == 2
     assert "--resume" in capsys.readouterr().err
-    from finesight.run_folder import RunFolder
-
-    holder = RunFolder(finished)
-    holder.lock()
+    hold = "import sys, time, pathlib; from finesight.run_folder import RunFolder; "
+    hold += "run = RunFolder(pathlib.Path(sys.argv[1])); run.lock(); print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", hold, str(finished)], stdout=subprocess.PIPE, text=True)
     try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
         assert main([*words, "--resume"]) == 2
     finally:
-        holder.unlock()
-    assert re.search(r"in use by process \d+ on", capsys.readouterr().err)
+        holder.kill()
+        holder.wait()
+    assert re.search(rf"in use by process {holder.pid} on", capsys.readouterr().err)
+
+
+def test_a_refused_second_lock_does_not_release_the_first(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    first.lock()
+    with pytest.raises(RunError, match="in use"):
+        second.lock()
+    attempt = (
+        "import sys, pathlib; from finesight.run_folder import RunFolder; RunFolder(pathlib.Path(sys.argv[1])).lock()"
+    )
+    done = subprocess.run([sys.executable, "-c", attempt, str(tmp_path / "run")], capture_output=True, text=True)
+    first.unlock()
+    assert "in use by process" in done.stderr
+
+
+def test_resume_refuses_another_recipe(finished: Path, images: Path, capsys: Any) -> None:
+    assert main(["run", "cifar10-mlp", "--resume", "--output", str(finished), "--data.root", str(images)]) == 2
+    assert "holds a run of 'classify'" in capsys.readouterr().err
+    assert main(["run", "classify", "--resume"]) == 2
+    assert "say which run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["--seed", "1"], ["--data.test", "0.5"], ["--data.splits", "new"], ["--data.group", "folder"]]
+)
+def test_eval_refuses_options_that_would_turn_training_samples_into_test_samples(
+    finished: Path, words: list[str], capsys: Any
+) -> None:
+    assert main(["eval", str(finished), *words]) == 2
+    assert "cannot change any more" in capsys.readouterr().err
+
+
+def test_eval_measures_another_test_set_whole(finished: Path, tmp_path: Path, capsys: Any) -> None:
+    other = pictures.folder(tmp_path / "other", each=7, seed=5)
+    assert main(["eval", str(finished), "--data.root", str(other), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"]["n"] == 21
+    (other / "disc").rename(other / "circle")
+    assert main(["eval", str(finished), "--data.root", str(other)]) == 2
+    assert "not trained on: circle" in capsys.readouterr().err
+    assert main(["eval", str(finished), "--split", "train"]) == 2
+
+
+def test_predict_takes_one_array_as_one_image(finished: Path, images: Path) -> None:
+    from PIL import Image
+
+    run = finesight.load_run(finished)
+    picture = Image.open(images / "disc" / "000.png")
+    found = [run.predict(given) for given in (images / "disc" / "000.png", picture, np.asarray(picture))]
+    assert [len(rows) for rows in found] == [1, 1, 1]
+    assert found[0][0]["scores"] == found[1][0]["scores"] == found[2][0]["scores"]
+
+
+def test_flag_problems_and_value_problems_come_together(images: Path, capsys: Any) -> None:
+    words = ["--train.epoch", "2", "--train.lr", "-1", "--model.width", "wide", "--data.root", str(images)]
+    assert main(["run", "classify", *words]) == 2
+    printed = capsys.readouterr().err
+    assert all(name in printed for name in ("--train.epoch:", "train.lr:", "--model.width:"))
+
+
+def test_an_unknown_selection_metric_is_refused_before_training(images: Path, tmp_path: Path, capsys: Any) -> None:
+    words = ["run", "classify", "--data.root", str(images), "--output", str(tmp_path / "run"), *QUICK]
+    assert main([*words, "--train.select", "acuracy"]) == 2
+    assert "did you mean 'accuracy'" in capsys.readouterr().err
 
 
 def test_resume_refuses_other_options_and_changed_data(

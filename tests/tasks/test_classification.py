@@ -118,6 +118,12 @@ def test_an_unreadable_image_is_named_or_left_out_when_allowed(tmp_path: Path) -
     with pytest.raises(DataError, match="disc/005.png") as caught:
         prepared(root, tmp_path / "cache")
     assert "--data.skip_bad 1" in str(caught.value)
+    (root / "square" / "001.png").write_bytes(b"")
+    (root / "square" / "002.png").write_bytes(b"")
+    with pytest.raises(DataError, match="3 unreadable images"):  # over all splits together
+        prepared(root, tmp_path / "cache", **{"data.skip_bad": 2})
+    for name in ("001", "002"):
+        (root / "square" / f"{name}.png").write_bytes((root / "square" / "003.png").read_bytes())
     task, said = prepared(root, tmp_path / "cache2", **{"data.skip_bad": 1})
     assert sum(len(labels) for labels in task.labels.values()) == 35
     assert any("left out 1" in line for line in said)

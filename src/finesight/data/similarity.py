@@ -22,7 +22,7 @@ TURNS = (
     "same way up", "flipped left-right", "flipped top-bottom", "turned by 180°",
     "transposed", "turned by 90°", "turned by 270°", "transversed",
 )  # fmt: skip
-ACCIDENTS = 0.1
+ACCIDENTS = 0.01
 """How many pairs may be expected to pass a threshold by accident, in the whole set."""
 
 _BLOCK = 4096
