@@ -1,12 +1,10 @@
 """THE loop. Every kind of learning in this package is trained by `fit`."""
 
-import contextlib
 import math
 import shlex
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +18,7 @@ from finesight.errors import CheckpointError, ConfigError, FinesightError, NonFi
 from finesight.optimization import Plateau, TrainConfig, factor
 from finesight.progress import Progress, clock
 from finesight.run_folder import RunFolder
+from finesight.signals import Signals, remembered
 from finesight.tasks.base import Loss, Task
 
 Say = Callable[[str], None]
@@ -298,7 +297,7 @@ def fit(
     loop = Loop(task, config, engine, folder, seed, say)
     if resume and loop.restore():
         say(f"Continuing after step {loop.state.step:,} (epoch {loop.state.epoch + 1}, batch {loop.state.batch}).")
-    with _signals() as stop:
+    with remembered() as stop:
         while not loop.state.finished:
             started = time.monotonic()
             _epoch(loop, stop)
@@ -320,7 +319,7 @@ def load_weights(task: Task, found: checkpoint.Checkpoint) -> None:
         checkpoint.restore_module(task.modules[name], found.tensors(f"model.{name}"), set(expected), str(found.path))
 
 
-def _epoch(loop: Loop, stop: "_Signals") -> None:
+def _epoch(loop: Loop, stop: Signals) -> None:
     """The rest of the current epoch, batch by batch."""
     task, state, engine = loop.task, loop.state, loop.engine
     for module in task.modules.values():
@@ -344,38 +343,13 @@ def _epoch(loop: Loop, stop: "_Signals") -> None:
     progress.close()
 
 
-def _stop_if_asked(loop: Loop, stop: "_Signals") -> None:
+def _stop_if_asked(loop: Loop, stop: Signals) -> None:
     if loop.engine.any(stop.number is not None):
         raise Stopped(
             stop.number or signal.SIGTERM,
             f"Stopped after step {loop.state.step:,}, saved. Continue with: "
             f"finesight run --resume --output {shlex.quote(str(loop.folder.path))}",
         )
-
-
-class _Signals:
-    """Remembers the first SIGINT or SIGTERM; the second acts at once."""
-
-    number: int | None = None
-
-    def __call__(self, number: int, _frame: Any) -> None:
-        self.number = number
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[_Signals]:
-    stop = _Signals()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # Python delivers signals to the main thread only
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _mixes_samples(module: torch.nn.Module) -> bool:
