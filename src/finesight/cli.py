@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -29,7 +30,8 @@ Adapt vision models to your own images, and know how far to trust the result.
                               paired comparison on one test set
   replay RUN                  run it again and compare every loss bit for bit
   data check PATH [--json] [--output DIR] [--group RULE]
-                              corrupt files, duplicates, leaks between splits; exit code 1 on a leak
+                              corrupt files, duplicates, leaks between splits; exit code 1 when it finds
+                              corrupt files or a leak
 
 Exit codes: 0 done, 2 something you gave cannot be used, 130/143 stopped by a signal, 1 a fault of ours.
 """
@@ -74,6 +76,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _terminated(_number: int, _frame: Any) -> NoReturn:
     raise SystemExit(143)
+
+
+def _program() -> str:
+    """How this program can be called from here: by name, or by its path where it is not on the search path."""
+    if shutil.which("finesight"):
+        return "finesight"
+    return os.path.relpath(sys.argv[0]) if Path(sys.argv[0]).name == "finesight" else "python -m finesight"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -170,7 +179,7 @@ def _demo(words: list[str]) -> int:
     print("Training a small network on scikit-learn's handwritten digits (1,797 real images) ...")
     command = ["finesight", "demo", *words]
     experiment.execute(name, base, {}, Path(chosen.output) if chosen.output else None, False, command)
-    print("\nNext, with your own images (one folder per class):\n  finesight run classify --data.root FOLDER")
+    print(f"\nNext, with your own images (one folder per class):\n  {_program()} run classify --data.root FOLDER")
     return 0
 
 

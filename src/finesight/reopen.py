@@ -103,7 +103,8 @@ def replay(path: Path, command: list[str], output: Path | None = None) -> list[s
     with tempfile.TemporaryDirectory() as scratch:
         from finesight.experiment import execute
 
-        again = execute(folder.recorded("recipe"), stored, {}, output or Path(scratch) / "replay", False, command)
+        place = output or Path(scratch) / "replay"
+        again = execute(folder.recorded("recipe"), stored, {}, place, False, command, verbose=output is not None)
         return differences(folder, RunFolder(again.path))
 
 
@@ -140,7 +141,9 @@ def restored(folder: RunFolder, say: Any, engine: Engine | None = None, config: 
     config = config or configuration.build(kind.Config, stored)
     found = checkpoint.newest(folder.checkpoints, say)
     if found is None:
-        raise RunError(f"{folder.path}: no epoch is finished yet, so there are no weights. Continue it with --resume.")
+        raise RunError(
+            f"{folder.path}: there is no checkpoint in it, so there are no weights. Continue or repeat it with --resume."
+        )
     engine = engine or Engine(config.precision)
     task = kind(config, checkpoint.opened(folder.model).state["classes"], engine, say, folder.model)
     load_frozen(task, folder)

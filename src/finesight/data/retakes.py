@@ -71,7 +71,7 @@ def _fits(thumbs: np.ndarray, first: np.ndarray, second: np.ndarray, shown: bool
 
 def _neighbours(described: np.ndarray, copies: Pairs, shown: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The three nearest of each row by the lowest frequencies, which a small shift changes least; how near."""
-    low = described[:, :_BAND, :_BAND].reshape(len(described), -1)
+    low = described[:, :_BAND, :_BAND].reshape(len(described), _BAND**2)
     low = low / np.maximum(np.linalg.norm(low, axis=1, keepdims=True), 1e-6)
     known = np.concatenate([copies.first, copies.second]), np.concatenate([copies.second, copies.first])
     order = np.argsort(known[0], kind="stable")

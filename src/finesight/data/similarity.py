@@ -20,7 +20,7 @@ FLATTEST = 4.0
 """Standard deviation in grey levels below which a thumbnail says too little to be compared."""
 TURNS = (
     "same way up", "flipped left-right", "flipped top-bottom", "turned by 180°",
-    "transposed", "turned by 90°", "turned by 270°", "transversed",
+    "transposed", "turned by 270°", "turned by 90°", "transversed",
 )  # fmt: skip
 ACCIDENTS = 0.01
 """How many pairs may be expected to pass a threshold by accident, in the whole set."""
@@ -37,13 +37,13 @@ class Pairs:
     first: np.ndarray  # int64 [P]
     second: np.ndarray  # int64 [P]
     similarity: np.ndarray  # float32 [P], correlation in (0, 1]
-    turn: np.ndarray  # uint8 [P], index into TURNS: how the second one lies to the first
+    turn: np.ndarray  # uint8 [P], index into TURNS: how the second one lies to the first (clockwise)
     retake: np.ndarray  # bool [P]: found by alignment (`retakes`); not a copy, but a second photograph
 
 
 def flat(thumbs: np.ndarray) -> np.ndarray:
     """bool [N]: too little contrast to be compared (blank, or nearly)."""
-    return thumbs.reshape(len(thumbs), -1).std(axis=1) < FLATTEST
+    return thumbs.reshape(len(thumbs), thumbs.shape[1] * thumbs.shape[2]).std(axis=1) < FLATTEST
 
 
 def describe(thumbs: np.ndarray) -> np.ndarray:
@@ -70,8 +70,8 @@ def invariants(described: np.ndarray) -> np.ndarray:
 
 def orientations(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """Correlations float32 [N, 8] of descriptions row by row, `two` turned in each way of `TURNS`."""
-    straight = (one * two).reshape(len(one), -1) @ _PARITY
-    swapped = (one * two.swapaxes(1, 2)).reshape(len(one), -1) @ _PARITY
+    straight = (one * two).reshape(len(one), BAND**2) @ _PARITY
+    swapped = (one * two.swapaxes(1, 2)).reshape(len(one), BAND**2) @ _PARITY
     return np.hstack([straight @ _SIGNS, swapped @ _SIGNS])
 
 

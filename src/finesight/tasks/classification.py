@@ -225,8 +225,9 @@ class Classification:
         for name, splits in metrics["baselines"].items():
             trivial = splits["test"]["accuracy"]["value"]
             if (test["low"] if test["low"] is not None else test["value"]) <= trivial:
+                worse = test["high"] is not None and test["high"] < trivial
                 found.append(
-                    f"Not clearly better than the trivial baseline '{name}': {test['value']:.1%} against "
+                    f"{'Worse than' if worse else 'Not clearly better than'} the trivial baseline '{name}': {test['value']:.1%} against "
                     f"{trivial:.1%}. Train longer, use a pretrained backbone, or look for wrong labels."
                 )
         validation = metrics["validation"]["accuracy"]
