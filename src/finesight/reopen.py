@@ -142,7 +142,7 @@ def restored(folder: RunFolder, say: Any, engine: Engine | None = None, config: 
     found = checkpoint.newest(folder.checkpoints, say)
     if found is None:
         raise RunError(
-            f"{folder.path}: there is no checkpoint in it, so there are no weights. Continue or repeat it with --resume."
+            f"{folder.path}: there is no checkpoint in it, so no weights. Continue or repeat it with --resume."
         )
     engine = engine or Engine(config.precision)
     task = kind(config, checkpoint.opened(folder.model).state["classes"], engine, say, folder.model)

@@ -226,9 +226,10 @@ class Classification:
             trivial = splits["test"]["accuracy"]["value"]
             if (test["low"] if test["low"] is not None else test["value"]) <= trivial:
                 worse = test["high"] is not None and test["high"] < trivial
+                verdict = "Worse than" if worse else "Not clearly better than"
                 found.append(
-                    f"{'Worse than' if worse else 'Not clearly better than'} the trivial baseline '{name}': {test['value']:.1%} against "
-                    f"{trivial:.1%}. Train longer, use a pretrained backbone, or look for wrong labels."
+                    f"{verdict} the trivial baseline '{name}': {test['value']:.1%} against {trivial:.1%}. "
+                    "Train longer, use a pretrained backbone, or look for wrong labels."
                 )
         validation = metrics["validation"]["accuracy"]
         if None not in (validation["low"], test["high"]) and validation["low"] > test["high"]:
