@@ -18,6 +18,7 @@ OPTIONS = [
     "--precision", "fp32", "--model.width", "8",
 ]  # fmt: skip
 KILLS = 50
+STEPS = 24
 
 
 def start(output: Path, *extra: str) -> int:
@@ -49,45 +50,53 @@ def bits(output: Path) -> dict[str, str]:
     return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def reached(output: Path) -> int:
+    """The step of the newest checkpoint; 0 before the first."""
+    return max([int(path.name[5:]) for path in (output / "checkpoints").glob("step-*")], default=0)
+
+
+def kill_after(number: int, output: Path, step: int, *, in_a_save: bool, wait: float) -> bool:
+    """Kill -9 once `step` is saved and `wait` seconds are over, or in the save after it; False if it ended first."""
+    while reached(output) < step or (in_a_save and not any((output / "checkpoints").glob(".tmp-*"))):
+        time.sleep(0.0005)
+        if os.waitpid(number, os.WNOHANG)[0]:
+            return False
+    time.sleep(0 if in_a_save else wait)
+    os.kill(number, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) == -signal.SIGKILL
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_kill_point_resumes_bit_for_bit(tmp_path: Path, workers: int) -> None:
+    """Chains of kill and resume: if one resume were inexact, the end of its chain would differ."""
     extra = ["--data.cache_dir", str(tmp_path / "cache"), "--train.workers", str(workers)]
     import finesight.experiment
     import finesight.report.html
     import finesight.tasks.classification  # noqa: F401 (imported once, before the forks)
 
-    # The first run warms the cache, the second is timed.
-    assert finish(tmp_path / "warm", *extra) == 0
-    begun = time.monotonic()
     assert finish(tmp_path / "whole", *extra) == 0
-    seconds = time.monotonic() - begun
     expected = bits(tmp_path / "whole")
     chance = random.Random(workers)
-    killed = saving = 0
+    killed = saving = chains = 0
     while killed < KILLS:
-        output = tmp_path / f"cut-{killed}"
-        number = start(output, *extra)
-        # A third of the points wait for a save in progress, the rest are uniform over the run.
-        moment = time.monotonic() + chance.uniform(0.05, 0.98) * seconds
-        aimed = killed % 3 == 0
-        while time.monotonic() < moment or (aimed and not any((output / "checkpoints").glob(".tmp-*"))):
-            time.sleep(0.0005)
-            if os.waitpid(number, os.WNOHANG)[0]:
-                number = 0
+        output = tmp_path / f"cut-{chains}"
+        chains += 1
+        resume: list[str] = []
+        for _ in range(STEPS):
+            # Before the first checkpoint, between two, in a save, or after the last one, in the evaluation.
+            step = min(STEPS, reached(output) + chance.randint(0, 3))
+            in_a_save = chance.random() < 0.4 and step < STEPS
+            dead = kill_after(start(output, *resume, *extra), output, step, in_a_save=in_a_save, wait=chance.random())
+            resume = ["--resume"]
+            if not dead:
                 break
-        if not number:
-            continue_with = tmp_path / f"ended-{time.monotonic_ns()}"
-            output.rename(continue_with)  # it ended before the kill: no kill point
-            continue
-        os.kill(number, signal.SIGKILL)
-        os.waitpid(number, 0)
-        killed += 1
-        saving += any((output / "checkpoints").glob(".tmp-*"))
-        assert finish(output, "--resume", *extra) == 0, output.with_suffix(".log").read_text()
+            killed += 1
+            saving += any((output / "checkpoints").glob(".tmp-*"))
+        assert finish(output, *resume, *extra) == 0, output.with_suffix(".log").read_text()
         found = bits(output)
         different = [name for name in {*found, *expected} if found.get(name) != expected.get(name)]
-        assert not different, f"kill point {killed} of a run of {seconds:.1f} s: {sorted(different)} differ"
+        assert not different, f"chain {chains}, {killed} kills so far: {sorted(different)} differ"
         assert not list(output.rglob(".tmp-*"))
-    print(f"{killed} kill points, {saving} of them inside a save: all bit-identical")
-    assert saving >= 5
+    print(f"{killed} kill points in {chains} chains, {saving} of them inside a save: all bit-identical")
+    assert saving >= KILLS // 10

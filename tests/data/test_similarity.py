@@ -68,7 +68,7 @@ def test_accidents_follow_the_normal_curve():
 def test_some_true_pairs_hardly_move_the_accidents():
     scores = np.tanh(np.random.default_rng(0).normal(0.3, 0.2, 2000))
     with_pairs = np.concatenate([scores, np.full(60, 0.99)])
-    assert by_accident(with_pairs, 1000) == pytest.approx(by_accident(scores, 1000), abs=0.02)
+    assert by_accident(with_pairs, 1000) == pytest.approx(by_accident(scores, 1000), abs=0.03)
 
 
 def test_without_scores_nothing_is_known():

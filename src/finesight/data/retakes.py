@@ -40,22 +40,20 @@ def find(thumbs: np.ndarray, described: np.ndarray, copies: Pairs, *, shown: boo
     Tries at most the 30,000 most similar pairs of neighbours.
     """
     if len(thumbs) > MOST_IMAGES:
-        first = second = np.empty(0, np.int64)
-        score = np.empty(0, np.float32)
-    else:
-        first, second, score = _neighbours(described, copies, shown)
-    # Any neighbours, not the most similar ones: these are to tell how well unrelated images fit.
-    sample = np.random.default_rng(0).permutation(len(first))[:_SAMPLE]
-    usual = _fits(thumbs, first[sample], second[sample], False)
-    least = max(RETAKE, by_accident(usual, max(len(first), 1)))
+        return _pairs(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.float32)))
+    first, second, score, others = _neighbours(described, copies, shown)
+    least = max(RETAKE, by_accident(_fits(thumbs, *others, False), max(len(first), 1)))
     tried = np.sort(np.argsort(-score, kind="stable")[:_MOST_TRIED])
     first, second = first[tried], second[tried]
     fit = _fits(thumbs, first, second, shown)
     promising = np.flatnonzero((fit >= _PROMISING) & (fit < 1))
     fit[promising] = _fits(thumbs, first[promising], second[promising], shown, _MORE_STEPS)
     good = fit >= least
-    count = int(good.sum())
-    return Pairs(first[good], second[good], fit[good], np.zeros(count, np.uint8), np.ones(count, bool))
+    return _pairs(first[good], second[good], fit[good])
+
+
+def _pairs(first: np.ndarray, second: np.ndarray, fit: np.ndarray) -> Pairs:
+    return Pairs(first, second, fit, np.zeros(len(fit), np.uint8), np.ones(len(fit), bool))
 
 
 def _fits(thumbs: np.ndarray, first: np.ndarray, second: np.ndarray, shown: bool, steps: int = _STEPS) -> np.ndarray:
@@ -69,14 +67,19 @@ def _fits(thumbs: np.ndarray, first: np.ndarray, second: np.ndarray, shown: bool
     return fit
 
 
-def _neighbours(described: np.ndarray, copies: Pairs, shown: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The three nearest of each row by the lowest frequencies, which a small shift changes least; how near."""
+def _neighbours(
+    described: np.ndarray, copies: Pairs, shown: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """The three nearest of each row by the lowest frequencies, which a small shift changes least.
+
+    Returns the pairs (first, second), how near they are, and a sample of third neighbours: alike, but
+    hardly ever the same, even where every image has a retake.
+    """
     low = described[:, :_BAND, :_BAND].reshape(len(described), _BAND**2)
     low = low / np.maximum(np.linalg.norm(low, axis=1, keepdims=True), 1e-6)
-    known = np.concatenate([copies.first, copies.second]), np.concatenate([copies.second, copies.first])
-    order = np.argsort(known[0], kind="stable")
-    known = known[0][order], known[1][order]
-    ends, scores = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
+    known = _both_ways(copies)
+    nearest = np.zeros((len(low), _NEIGHBOURS), np.int64)
+    scores = np.full((len(low), _NEIGHBOURS), -1, np.float32)
     progress = Progress("looking for look-alikes", len(low), "images", shown=shown)
     for start in range(0, len(low), _BLOCK):
         product = low[start : start + _BLOCK] @ low.T
@@ -84,17 +87,25 @@ def _neighbours(described: np.ndarray, copies: Pairs, shown: bool) -> tuple[np.n
         product[rows, rows + start] = -1
         begin, end = np.searchsorted(known[0], [start, start + len(product)])
         product[known[0][begin:end] - start, known[1][begin:end]] = -1
-        for _ in range(min(_NEIGHBOURS, len(low) - 1)):
+        for place in range(_NEIGHBOURS):
             best = product.argmax(axis=1)
-            ends.append(np.sort(np.stack([rows + start, best], axis=1), axis=1))
-            scores.append(product[rows, best])
+            nearest[start + rows, place], scores[start + rows, place] = best, product[rows, best]
             product[rows, best] = -1
         progress.update(start + len(product))
     progress.close()
-    pairs, at = np.unique(np.concatenate(ends), axis=0, return_index=True)
-    score = np.concatenate(scores)[at]
-    near = score >= _NEAR
-    return pairs[near, 0], pairs[near, 1], score[near]
+    row, rank = np.nonzero(scores >= _NEAR)
+    ends = np.sort(np.stack([row, nearest[row, rank]], axis=1), axis=1)
+    pairs, at = np.unique(ends, axis=0, return_index=True)
+    last = np.random.default_rng(0).permutation(np.flatnonzero(scores[:, -1] >= _NEAR))[:_SAMPLE]
+    return pairs[:, 0], pairs[:, 1], scores[row, rank][at], (last, nearest[last, -1])
+
+
+def _both_ways(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Each pair in both orders, sorted by the first row."""
+    first = np.concatenate([pairs.first, pairs.second])
+    second = np.concatenate([pairs.second, pairs.first])
+    order = np.argsort(first, kind="stable")
+    return first[order], second[order]
 
 
 def evened(thumbs: np.ndarray) -> np.ndarray:
