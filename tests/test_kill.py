@@ -58,7 +58,7 @@ def reached(output: Path) -> int:
 def kill_after(number: int, output: Path, step: int, *, in_a_save: bool, wait: float) -> bool:
     """Kill -9 once `step` is saved and `wait` seconds are over, or in the save after it; False if it ended first."""
     while reached(output) < step or (in_a_save and not any((output / "checkpoints").glob(".tmp-*"))):
-        time.sleep(0.0005)
+        time.sleep(0 if in_a_save else 0.0005)  # a save of a small model is short
         if os.waitpid(number, os.WNOHANG)[0]:
             return False
     time.sleep(0 if in_a_save else wait)

@@ -17,7 +17,7 @@ from finesight.data.config import DataConfig
 from finesight.data.duplicates import exact_duplicates, near_duplicates
 from finesight.data.samples import Samples
 from finesight.data.scan import Scan, scan
-from finesight.data.similarity import TURNS, flat
+from finesight.data.similarity import OTHER_WAY, TURNS, flat
 from finesight.errors import DataError
 
 FEW = 20
@@ -71,9 +71,9 @@ def check(config: DataConfig, *, shown: bool = True) -> CheckReport:
         classes=samples.classes,
         splits=_counts(samples, splits),
         sizes=_sizes(found, readable),
-        corrupt=[{"id": samples.ids[row], "reason": reason} for row, reason in found.faults.items()],
-        odd=[{"id": samples.ids[row], "reason": reason} for row, reason in found.odd.items()],
-        blank=[samples.ids[row] for row in np.flatnonzero(flat(found.thumbs) & readable)],
+        corrupt=_named(found.faults, samples),
+        odd=_named(found.odd, samples),
+        blank=sorted(samples.ids[row] for row in np.flatnonzero(flat(found.thumbs) & readable)),
         exact=_exact(found, samples, splits),
         near=_near(found, samples, splits, shown),
         groups=_groups(samples, group, splits),
@@ -121,13 +121,23 @@ def _sizes(found: Scan, readable: np.ndarray) -> dict[str, Any]:
     return {**sides, "kinds": {str(kinds[place]): int(counts[place]) for place in order}}
 
 
+def _named(remarks: dict[int, str], samples: Samples) -> list[dict[str, str]]:
+    """In the order of ids, however the source is listed."""
+    return sorted(
+        ({"id": samples.ids[row], "reason": reason} for row, reason in remarks.items()), key=lambda entry: entry["id"]
+    )
+
+
 def _alike(rows: list[int], samples: Samples, splits: list[str], how: str, similarity: float = 1.0) -> Alike:
+    """`rows` put in order: training images first, then by id."""
+    rows = sorted(rows, key=lambda row: (_ORDER.index(splits[row]), samples.ids[row]))
     classes = [samples.classes[samples.labels[row]] for row in rows]
     return Alike(rows, [samples.ids[row] for row in rows], [splits[row] for row in rows], classes, how, similarity)
 
 
 def _exact(found: Scan, samples: Samples, splits: list[str]) -> list[Alike]:
-    return [_alike(rows, samples, splits, "equal bytes") for rows in exact_duplicates(found.hashes)]
+    made = [_alike(rows, samples, splits, "equal bytes") for rows in exact_duplicates(found.hashes)]
+    return sorted(made, key=lambda alike: alike.ids)
 
 
 def _near(found: Scan, samples: Samples, splits: list[str], shown: bool) -> list[Alike]:
@@ -142,9 +152,11 @@ def _near(found: Scan, samples: Samples, splits: list[str], shown: bool) -> list
     for one, two, similarity, turn, retake in zip(*(column.tolist() for column in columns), strict=True):
         ends = [(a, b) for a in same.get(one, [one]) for b in same.get(two, [two])]
         rows = next((list(end) for end in ends if splits[end[0]] != splits[end[1]]), [one, two])
-        how = "photographed again, or shifted" if retake else f"copy, {TURNS[turn]}"
-        made.append(_alike(rows, samples, splits, how, min(similarity, 1.0)))
-    return made
+        alike = _alike(rows, samples, splits, "photographed again, or shifted", min(similarity, 1.0))
+        if not retake:
+            alike.how = f"copy, {TURNS[turn if alike.rows == rows else OTHER_WAY[turn]]}"
+        made.append(alike)
+    return sorted(made, key=lambda alike: alike.ids)
 
 
 def _groups(samples: Samples, group: list[str], splits: list[str]) -> dict[str, Any]:

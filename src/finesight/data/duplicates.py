@@ -27,7 +27,7 @@ import numpy as np
 
 from finesight.data import copies, images, retakes
 from finesight.data.scan import Scan, scan
-from finesight.data.similarity import Pairs, describe, flat
+from finesight.data.similarity import OTHER_WAY, Pairs, describe, flat
 
 
 def exact_duplicates(hashes: list[str]) -> list[list[int]]:
@@ -70,15 +70,22 @@ def comparable(found: Scan) -> np.ndarray:
 
 
 def near_duplicates(found: Scan, *, shown: bool = True) -> Pairs:
-    """Near pairs among the rows of a scan; of files with equal bytes only the first takes part."""
+    """Near pairs among the rows of a scan, ascending; of files with equal bytes only the first takes part.
+
+    The same images give the same pairs in whatever order they are listed.
+    """
     rows = comparable(found)
+    rows = rows[np.argsort(np.array(found.hashes)[rows], kind="stable")]
     pairs = near_duplicate_pairs(found.thumbs[rows], shown=shown)
-    pairs.first, pairs.second = rows[pairs.first], rows[pairs.second]
-    return pairs
+    ends = np.stack([rows[pairs.first], rows[pairs.second]])
+    turn = np.where(ends[0] < ends[1], pairs.turn, OTHER_WAY[pairs.turn])
+    first, second = np.sort(ends, axis=0)
+    order = np.lexsort((second, first))
+    return Pairs(first[order], second[order], pairs.similarity[order], turn[order], pairs.retake[order])
 
 
 def near_duplicate_pairs(thumbs: np.ndarray, *, shown: bool = True) -> Pairs:
-    """Copies and retakes among thumbnails (uint8 [N, 32, 32], grey, none of them blank), ascending."""
+    """Copies and retakes among thumbnails (uint8 [N, 32, 32], grey, none of them blank)."""
     described = describe(thumbs)
     same = copies.find(described, shown=shown)
     again = retakes.find(thumbs, described, same, shown=shown)
@@ -86,5 +93,4 @@ def near_duplicate_pairs(thumbs: np.ndarray, *, shown: bool = True) -> Pairs:
         np.concatenate([getattr(part, name) for part in (same, again)])
         for name in ("first", "second", "similarity", "turn", "retake")
     ]
-    order = np.lexsort((columns[1], columns[0]))
-    return Pairs(*(column[order] for column in columns))
+    return Pairs(*columns)

@@ -61,8 +61,8 @@ def scan(dataset: datasets.Dataset, sixteen_bit: images.SixteenBit = "full", *, 
 
 def _look(found: Scan, row: int, name: str, entry: Mapping[str, Any], sixteen_bit: images.SixteenBit) -> None:
     data = images.read(entry)
-    found.hashes[row] = hashlib.blake2b(data, digest_size=16).hexdigest()
     thumb = images.decode_resized({"bytes": data, "path": None}, name, SIDE, "squash", sixteen_bit)
+    found.hashes[row] = hashlib.blake2b(data, digest_size=16).hexdigest()
     found.thumbs[row] = np.rint(np.tensordot(_LUMA, thumb.astype(np.float32), 1))
     with Image.open(io.BytesIO(data)) as image:  # the header only
         found.sizes[row] = image.size

@@ -22,6 +22,8 @@ TURNS = (
     "same way up", "flipped left-right", "flipped top-bottom", "turned by 180°",
     "transposed", "turned by 270°", "turned by 90°", "transversed",
 )  # fmt: skip
+OTHER_WAY = np.array([0, 1, 2, 3, 4, 6, 5, 7], np.uint8)
+"""How the first lies to the second, by how the second lies to the first."""
 ACCIDENTS = 0.01
 """How many pairs may be expected to pass a threshold by accident, in the whole set."""
 
