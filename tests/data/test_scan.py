@@ -51,7 +51,7 @@ def test_all_faults_are_listed(tmp_path):
     reasons = {ids[row]: reason for row, reason in found.faults.items()}
     assert sorted(reasons) == ["cat/00.png", "cat/01.png", "dog/02.png"]
     assert "truncated" in reasons["cat/00.png"]
-    assert "empty (0 bytes)" in reasons["cat/01.png"]
+    assert reasons["cat/01.png"] == "the file is empty (0 bytes)."
     assert "not an image" in reasons["dog/02.png"]
 
 

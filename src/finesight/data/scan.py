@@ -48,7 +48,7 @@ def scan(dataset: datasets.Dataset, sixteen_bit: images.SixteenBit = "full", *, 
             try:
                 _look(found, start + offset, name, entry, sixteen_bit)
             except DataError as error:
-                found.faults[start + offset] = str(error)
+                found.faults[start + offset] = _reason(error, name)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for number, _ in enumerate(pool.map(work, range(0, count, _CHUNK))):
@@ -57,6 +57,11 @@ def scan(dataset: datasets.Dataset, sixteen_bit: images.SixteenBit = "full", *, 
     found.faults = dict(sorted(found.faults.items()))
     found.odd = dict(sorted(found.odd.items()))
     return found
+
+
+def _reason(error: DataError, name: str) -> str:
+    """The message without the name, which stands beside it, and the remedy, which is given once for all."""
+    return str(error).removeprefix(f"{name}: ").split(" Replace or remove it")[0]
 
 
 def _look(found: Scan, row: int, name: str, entry: Mapping[str, Any], sixteen_bit: images.SixteenBit) -> None:
