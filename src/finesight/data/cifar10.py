@@ -4,16 +4,11 @@ The other forms need nothing special: the image folder and the Hub set carry the
 is recognised by `names_for`.
 """
 
-import io
 from pathlib import Path
-
-# The official files exist only in this format, which can run any code when it is read. This is the one
-# place that reads it, through `_ArraysOnly`, which knows no name but those of numpy arrays and bytes.
-from pickle import Unpickler, UnpicklingError
-from typing import Any
 
 import numpy as np
 
+from finesight.data import unpickling
 from finesight.data.problems import refuse
 from finesight.data.samples import Samples, array_images, numbered_ids
 from finesight.errors import DataError
@@ -21,15 +16,7 @@ from finesight.errors import DataError
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FOLDER = "cifar-10-batches-py"
 _TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
-_RECONSTRUCT = np.empty(0).__reduce__()[0]
-_ALLOWED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    # How Python 3 writes bytes for Python 2.
-    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
-}
+_REMEDY = "Get the official cifar-10-python.tar.gz, and unpack it anew."
 
 
 def batches_folder(root: Path) -> Path | None:
@@ -77,12 +64,7 @@ def names_for(path: Path, shape: tuple[int, ...], labels: np.ndarray) -> list[st
 
 def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [N, 32, 32, 3] and int64 [N]."""
-    try:
-        content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-    except UnpicklingError as error:
-        raise DataError(f"{path}: {error}. Get the official cifar-10-python.tar.gz.") from None
-    except Exception as error:  # a damaged file can raise nearly anything here
-        raise DataError(f"{path}: damaged ({error}). Unpack cifar-10-python.tar.gz anew.") from None
+    content = unpickling.load_arrays(path, _REMEDY)
     try:
         pixels, labels = content[b"data"], np.asarray(content[b"labels"])
         sound = (
@@ -95,16 +77,6 @@ def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         sound = False
     if not sound:
         raise DataError(
-            f"{path}: not a CIFAR-10 batch: expected b'data' uint8 [N, 3072] and b'labels' of 0..9. "
-            "Get the official cifar-10-python.tar.gz."
+            f"{path}: not a CIFAR-10 batch: expected b'data' uint8 [N, 3072] and b'labels' of 0..9. {_REMEDY}"
         )
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels.astype(np.int64)
-
-
-class _ArraysOnly(Unpickler):
-    """Reads lists, dicts, text, bytes and numpy arrays; any other name in the file is refused unread."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        raise UnpicklingError(f"refused: it names {module}.{name}, which no CIFAR-10 batch contains")

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from finesight.data import arrays, cifar10, digits, folders, groups, hub, splits, tables
+from finesight.data import arrays, cifar10, digits, folders, groups, hub, mnist, mnist_m, splits, tables
 from finesight.data.config import DataConfig
 from finesight.data.problems import examples, refuse
 from finesight.data.samples import Samples, take_rows
@@ -17,7 +17,8 @@ from finesight.errors import DataError
 
 _FORMS = (
     "an image folder, a zip of one, a .csv, .tsv, .jsonl or .parquet table with paths, an .npz, the CIFAR-10 "
-    "python batches, a folder of datasets.save_to_disk, 'sklearn:digits', or 'hub:OWNER/NAME'"
+    "python batches, the MNIST idx files, MNIST-M (folder or .pkl), a folder of datasets.save_to_disk, "
+    "'sklearn:digits', or 'hub:OWNER/NAME'"
 )
 
 
@@ -85,6 +86,8 @@ def read(source: DataConfig) -> Samples:
         return _read_directory(path, source)
     if not path.stat().st_size:
         raise DataError(f"{root}: the file is empty (0 bytes).")
+    if path.name.lower().endswith((".pkl", ".pkl.gz")):
+        return mnist_m.read_pickle(path)
     match path.suffix.lower():
         case ".zip":
             return folders.read_zip(path)
@@ -103,6 +106,12 @@ def _read_directory(path: Path, source: DataConfig) -> Samples:
     batches = cifar10.batches_folder(path)
     if batches is not None:
         return cifar10.read_batches(batches)
+    official = mnist_m.official_folder(path)
+    if official is not None:
+        return mnist_m.read_folder(official)
+    idx = mnist.idx_folder(path)
+    if idx is not None:
+        return mnist.read_idx(idx)
     return hub.read_saved(path, source) if hub.is_saved(path) else folders.read_folder(path)
 
 
