@@ -29,6 +29,7 @@ class Toy:
         self.net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 2))
         self.modules = {"model": self.net}
         self.metric = ClassificationMetric(["a", "b"])
+        self.selectable = ("loss", *self.metric.names)
         self.config = config
         columns = {"x": values, "label": labels}
         ids = [f"sample-{index}" for index in range(samples)]

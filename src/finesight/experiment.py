@@ -14,15 +14,23 @@ import torch
 from finesight import cache, checkpoint, recipes
 from finesight import config as configuration
 from finesight.data.fingerprint import fingerprint
-from finesight.data.loading import load
 from finesight.engine import Engine, hardware
-from finesight.errors import ConfigError, RunError, Stopped
+from finesight.errors import RunError, Stopped
 from finesight.evaluate import evaluate, finite, predict, scores, write_predictions
 from finesight.files import sync, write_json, write_text
 from finesight.models.config import NAMED
 from finesight.reopen import Run, load_frozen, quiet, refuse_changed_data, say
 from finesight.run_folder import RunFolder, git_state, peak_memory, versions
 from finesight.train import fit
+
+LOCAL_PATHS = (
+    ("data", "root"),
+    ("data", "source"),
+    ("data", "target"),
+    ("data", "backgrounds"),
+    ("model", "name"),
+    ("model", "weights"),
+)
 
 # Options that may differ when a run is continued: they do not change its numbers.
 FREE = {"train.workers", "train.save_every", "train.save_minutes", "data.cache_dir", "description"}
@@ -62,7 +70,7 @@ def execute(
 ) -> Run:
     """`run` with the parts already read; what the command line calls."""
     kind = recipes.task_class(dict(base))
-    config = _with_whole_paths(configuration.build(kind.Config, base, overrides))
+    config = with_whole_paths(configuration.build(kind.Config, base, overrides))
     engine = Engine(config.precision, config.train.compile)
     # Under torchrun all processes take the folder that the first one names.
     chosen = engine.gather([str(output or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")])[0]
@@ -73,11 +81,7 @@ def execute(
         raise RunError(
             f"{folder.path}: already holds a run. Continue it with --resume, or choose another folder with --output."
         )
-    if config.data.root is None:
-        raise ConfigError(
-            "data.root: required, and not given. Name your images: --data.root FOLDER "
-            "(or a zip, CSV, npz, hub:OWNER/NAME)."
-        )
+    config.data.require()
     tell = say if verbose and engine.main else quiet
     if engine.main:
         folder.lock()
@@ -94,10 +98,10 @@ def execute(
     return Run(folder.path)
 
 
-def _with_whole_paths(config: Any) -> Any:
+def with_whole_paths(config: Any) -> Any:
     """Local paths made absolute, so that the run can be continued and replayed from any folder."""
     changed: dict[str, dict[str, str]] = {}
-    for section, key in (("data", "root"), ("model", "name"), ("model", "weights")):
+    for section, key in LOCAL_PATHS:
         value = getattr(getattr(config, section, None), key, None)
         if value is not None and value not in NAMED and Path(value).expanduser().exists():
             changed.setdefault(section, {})[key] = str(Path(value).expanduser().absolute())
@@ -117,18 +121,20 @@ def _same_run(kind: Any, name: str, base: Mapping[str, Any], folder: RunFolder, 
             f"Continue it without naming a recipe: finesight run --resume --output {shlex.quote(str(folder.path))}"
         )
     torch.set_num_threads(folder.recorded("threads"))
-    wanted = _with_whole_paths(configuration.build(kind.Config, stored, overrides))
-    before = configuration.flatten(configuration.build(kind.Config, stored))
-    after = configuration.flatten(wanted)
-    changed = [
-        f"{key}: {before[key]!r} -> {after[key]!r}" for key in after if after[key] != before[key] and key not in FREE
-    ]
+    wanted = with_whole_paths(configuration.build(kind.Config, stored, overrides))
+    changed = changes(configuration.build(kind.Config, stored), wanted)
     if changed:
         raise RunError(
             *changed, f"{folder.path}: --resume continues the same run, and these options would change it. "
             "Leave them out, or start a new run with another --output.",
         )  # fmt: skip
     return wanted
+
+
+def changes(before: Any, after: Any) -> list[str]:
+    """The options that would make `after` another run than `before`, in words."""
+    was, now = configuration.flatten(before), configuration.flatten(after)
+    return [f"{key}: {was[key]!r} -> {now[key]!r}" for key in now if now[key] != was[key] and key not in FREE]
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ class Request:
 
 def _experiment(kind: Any, request: Request, config: Any, folder: RunFolder, engine: Engine, say: Any) -> None:
     started = time.monotonic()
-    data = load(config.data, config.seed)
+    data = kind.load(config)
     stamp = fingerprint(data, cache.folder(config.data.cache_dir))
     refuse_changed_data(folder, stamp)
     classes = list(data["train"].features["label"].names)
@@ -155,16 +161,15 @@ def _experiment(kind: Any, request: Request, config: Any, folder: RunFolder, eng
     for line in task.audit.lines():
         say(line)
     data = task.prepare(data)
-    groups = {split: list(data[split]["group"]) for split in ("validation", "test")}
+    groups = {split: list(data[split]["group"]) for split in task.measured}
     if engine.main and saved is None:
         _start(folder, request, config, task, data, stamp)
     engine.wait()
 
     def validate() -> dict[str, float]:
         found = scores(task, "validation", predict(task, "validation", engine))
-        return finite(
-            {"loss": found["nll"], **{k: v for k, v in found.items() if "/" not in k}} if "nll" in found else found
-        )
+        kept = {"loss": found["nll"], **{name: value for name, value in found.items() if "/" not in name}}
+        return finite(kept | task.validators(kept))
 
     def better(new: float, old: float) -> bool:
         return new > old if task.higher_is_better(config.train.select) else new < old
@@ -175,7 +180,7 @@ def _experiment(kind: Any, request: Request, config: Any, folder: RunFolder, eng
         seed=config.seed, validate=validate, better=better, say=say, resume=request.resume,
     )  # fmt: skip
     trained = time.monotonic()
-    predictions = {split: predict(task, split, engine, shown=True) for split in ("validation", "test")}
+    predictions = {split: predict(task, split, engine, shown=True) for split in task.measured}
     if engine.main:
         _finish(folder, task, predictions, groups, config, say)
         selection = {"metric": config.train.select, "split": "validation", "value": state.best}
@@ -201,11 +206,11 @@ def _start(folder: RunFolder, request: Request, config: Any, task: Any, data: An
     sync(folder.path)
     directory = cache.folder(config.data.cache_dir)
     about_data = {
-        "root": config.data.root,
+        "root": config.data.where,
         "fingerprint": stamp,
         "fingerprints": {split: fingerprint(data[split], directory) for split in data},
         "counts": {split: _counts(data[split], task.classes) for split in data},
-        "notes": _notes(config, data),
+        "notes": [*config.data.notes(data), *_balance(config)],
     }
     # A run killed before its first checkpoint comes here again, with the command that continued it.
     command = folder.read_run().get("command") or shlex.join(request.command)
@@ -224,24 +229,17 @@ def _start(folder: RunFolder, request: Request, config: Any, task: Any, data: An
 def _counts(dataset: Any, classes: list[str]) -> dict[str, int]:
     import numpy as np
 
-    return dict(zip(classes, np.bincount(dataset["label"], minlength=len(classes)).tolist(), strict=True))
+    labels = np.asarray(dataset["label"])
+    return dict(zip(classes, np.bincount(labels[labels >= 0], minlength=len(classes)).tolist(), strict=True))
 
 
-def _notes(config: Any, data: Any) -> list[str]:
-    """How the data was split, in sentences for the report."""
-    given = config.data.splits == "given"
-    notes = ["Splits of the source were kept where it has them." if given else "All images were pooled and split anew."]
-    if config.data.group is not None:
-        count = sum(len(set(data[split]["group"])) for split in data)
-        notes.append(f"Samples that share '{config.data.group}' stay in one split ({count:,} groups).")
-    if config.data.near_duplicates == "group":
-        notes.append("Visually near-identical images stay in one split.")
-    if config.train.balance is not None:
-        notes.append(
-            f"Training shows {config.train.balance:,} images of every class per epoch, drawn on the fly; "
-            "held-out splits are untouched."
-        )
-    return notes
+def _balance(config: Any) -> list[str]:
+    if config.train.balance is None:
+        return []
+    return [
+        f"Training shows {config.train.balance:,} images of every class per epoch, drawn on the fly; "
+        "held-out splits are untouched."
+    ]
 
 
 def _finish(folder: RunFolder, task: Any, predictions: Any, groups: Any, config: Any, say: Any) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class TrainConfig(Section):
     )
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="Update rule")
     lr: float = Field(1e-3, gt=0, description="Base learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd; beta 1 of adam and adamw")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay (decoupled in adamw)")
     clip: float | None = Field(None, gt=0, description="Largest norm of the gradient of one optimiser")
     schedule: ScheduleName = Field("constant", description="Course of the learning rate")
@@ -82,7 +82,8 @@ def make_optimizer(parameters: "list[torch.nn.Parameter]", config: TrainConfig) 
             parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
         )
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, config.lr, weight_decay=config.weight_decay, fused=fused)
+    betas = (config.momentum, 0.999)
+    return kind(parameters, config.lr, betas, weight_decay=config.weight_decay, fused=fused)
 
 
 def factor(

@@ -291,7 +291,7 @@ def fit(
     bit for bit like one that was never stopped. Raises `NonFiniteLoss`, and `Stopped` after SIGINT
     or SIGTERM once the running step is finished and saved.
     """
-    known = ["loss", *task.metric.names]
+    known = list(task.selectable)
     if config.select not in known:
         raise ConfigError(f"train.select: {config.select!r} is not measured{nearest(config.select, known)}.")
     loop = Loop(task, config, engine, folder, seed, say)

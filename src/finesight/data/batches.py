@@ -27,6 +27,10 @@ class Batches:
     `label` int64 [N], `features` float32 [N, D], ...). A batch is a dict of the same names, plus
     `id` (list of str) and `items` (samples that count; 0 for the filler of an idle process). Training
     images are augmented as they are held, then resized to `size`.
+
+    `second` are the columns of another set without pairing (the images of a target domain): a training
+    batch then also holds as many of its rows, in a random order of their own that runs on from epoch to
+    epoch, and `progress` float32 [B], the epochs done so far.
     """
 
     def __init__(
@@ -41,7 +45,9 @@ class Batches:
         augment: AugmentConfig | None = None,
         size: int | None = None,
         workers: int = 0,
+        second: dict[str, Tensor] | None = None,
     ) -> None:
+        self.second = second
         self.ids, self.columns = ids, columns
         self.batch_size, self.seed, self.shuffle, self.workers = batch_size, seed, shuffle, workers
         self.balance, self.size = balance, size
@@ -113,6 +119,7 @@ class _Plan(torch.utils.data.Dataset[Batch]):
         self.source, self.epoch, self.rows, self.positions = source, epoch, rows, positions
         self.rank, self.world = rank, world
         self._draws: NDArray[np.float32] | None = None
+        self._orders: dict[int, NDArray[np.int64]] = {}
 
     def __getitem__(self, number: int) -> Batch:
         size = self.source.batch_size
@@ -123,9 +130,27 @@ class _Plan(torch.utils.data.Dataset[Batch]):
             # A process with nothing to do still takes part in the step, with weight zero.
             share = whole[:1]
         batch = self.source.take(self.rows[share], self._draws_of(share))
+        if self.source.second is not None:
+            places = number * size + np.arange(len(whole))[self.rank :: self.world]
+            batch |= self._of_second(places if len(places) else np.array([number * size]))
+            batch["progress"] = torch.full((len(share),), self.epoch + number / len(self.source))
         if filler:
             batch["items"] = 0
         return batch
+
+    def _of_second(self, places: NDArray[np.int64]) -> Batch:
+        """The rows of the second set at these places of the epoch: a permutation of it follows upon another."""
+        assert self.source.second is not None
+        held = len(next(iter(self.source.second.values())))
+        rounds, offsets = np.divmod(self.epoch * self.source.samples + places, held)
+        rows = np.empty(len(places), np.int64)
+        for turn in np.unique(rounds):
+            if turn not in self._orders:
+                generator = np.random.default_rng([self.source.seed, int(turn), ORDER, 2])
+                self._orders = {turn: generator.permutation(held), **dict(list(self._orders.items())[:1])}
+            rows[rounds == turn] = self._orders[turn][offsets[rounds == turn]]
+        index = torch.from_numpy(rows)
+        return {name: column.index_select(0, index) for name, column in self.source.second.items()}
 
     def _draws_of(self, positions: NDArray[np.int64]) -> NDArray[np.float32] | None:
         if self.source.augment is None:

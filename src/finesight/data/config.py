@@ -1,10 +1,12 @@
 """What a user says about the data; read by `loading.load`."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field
 
 from finesight.config import Section
+from finesight.errors import ConfigError
 
 
 class DataConfig(Section):
@@ -54,3 +56,29 @@ class DataConfig(Section):
     cache_dir: str | None = Field(
         None, description="Folder for decoded images and features; default ~/.cache/finesight"
     )
+
+    def require(self) -> None:
+        """Raise `ConfigError` where no data is named."""
+        if self.root is None:
+            raise ConfigError(
+                "data.root: required, and not given. Name your images: --data.root FOLDER "
+                "(or a zip, CSV, npz, hub:OWNER/NAME)."
+            )
+
+    @property
+    def where(self) -> str | None:
+        """The source, for run.json and the report."""
+        return self.root
+
+    def notes(self, data: Mapping[str, Any]) -> list[str]:
+        """How the data was split, in sentences for the report."""
+        given = self.splits == "given"
+        notes = [
+            "Splits of the source were kept where it has them." if given else "All images were pooled and split anew."
+        ]
+        if self.group is not None:
+            count = sum(len(set(data[split]["group"])) for split in data)
+            notes.append(f"Samples that share '{self.group}' stay in one split ({count:,} groups).")
+        if self.near_duplicates == "group":
+            notes.append("Visually near-identical images stay in one split.")
+        return notes

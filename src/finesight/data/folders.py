@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from finesight.data import archives
 from finesight.data.images import is_image_name, zip_path
 from finesight.data.problems import examples, refuse
@@ -30,6 +32,23 @@ def read_zip(path: Path) -> Samples:
     if "::" in str(path):
         raise DataError(f"{path}: an archive cannot be read below a path with '::' in it. Rename that folder.")
     return _arrange(names, folders, str(path), lambda name: zip_path(str(path), name))
+
+
+def read_unlabelled(root: Path) -> Samples | None:
+    """Samples of a folder or zip whose images lie in no class folder, with label -1; None for anything else."""
+    if root.is_dir():
+        files, _ = _walk(str(root))
+        paths = {name: f"{root}{os.sep}{name}" for name in files}
+    elif root.suffix.lower() == ".zip" and root.is_file():
+        paths = {name: zip_path(str(root), name) for name in archives.index(str(root))}
+    else:
+        return None
+    names = sorted(name for name in paths if is_image_name(name))
+    if not names or len({name.rpartition("/")[0] for name in names}) > 1:
+        return None
+    refuse(_not_utf8(names, str(root)))
+    images = path_images([os.path.abspath(paths[name]) if root.is_dir() else paths[name] for name in names])
+    return Samples(names, np.full(len(names), -1, np.int64), [], images)
 
 
 def _walk(root: str) -> tuple[list[str], set[str]]:

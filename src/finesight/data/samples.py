@@ -36,12 +36,12 @@ class Samples:
     folders: list[str] | None = None  # the folder of each image: below its class, or of its path in a table
     columns: list[str] = field(default_factory=list)  # what `group` could name
 
-    def to_dataset(self, groups: list[str]) -> datasets.Dataset:
-        """All rows as one Dataset with the columns id, image, label, group."""
+    def to_dataset(self, groups: list[str], classes: list[str] | None = None) -> datasets.Dataset:
+        """All rows as one Dataset with the columns id, image, label, group; `classes` where none is labelled (-1)."""
         features = datasets.Features(
             id=datasets.Value("string"),
             image=datasets.Image(),
-            label=datasets.ClassLabel(names=self.classes),
+            label=datasets.ClassLabel(names=classes or self.classes),
             group=datasets.Value("string"),
         )
         columns: dict[str, Any] = {
@@ -61,6 +61,17 @@ def take_rows(dataset: datasets.Dataset, rows: np.ndarray) -> datasets.Dataset:
     if dataset.data.nbytes > _CHUNK_BYTES:
         return dataset.select(rows)
     return datasets.Dataset(dataset.data.table.take(pa.array(rows)), info=dataset.info.copy())
+
+
+def relabelled(dataset: datasets.Dataset, classes: list[str]) -> datasets.Dataset:
+    """The same rows with labels as indices into `classes`, which hold all of the dataset's own."""
+    own = dataset.features["label"].names
+    if own == classes:
+        return dataset
+    labels = np.array([classes.index(name) for name in own])[np.asarray(dataset["label"])]
+    features = dataset.features.copy()
+    features["label"] = datasets.ClassLabel(names=classes)
+    return dataset.remove_columns("label").add_column("label", labels).cast(features)
 
 
 def natural_key(text: str) -> tuple[Any, ...]:

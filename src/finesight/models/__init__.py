@@ -7,11 +7,28 @@ if TYPE_CHECKING:
     from finesight.models.inception import inception_v3
     from finesight.models.leaf_vit import LeafViT
     from finesight.models.mlp import MLP
+    from finesight.models.pixelda import PixelDAClassifier, PixelDADiscriminator, PixelDAGenerator
     from finesight.models.small_cnn import SmallCNN
 
-__all__ = ["MLP", "LeafViT", "SmallCNN", "inception_v3"]
+__all__ = [
+    "MLP",
+    "LeafViT",
+    "PixelDAClassifier",
+    "PixelDADiscriminator",
+    "PixelDAGenerator",
+    "SmallCNN",
+    "inception_v3",
+]
 
-_HOME = {"MLP": "mlp", "LeafViT": "leaf_vit", "SmallCNN": "small_cnn", "inception_v3": "inception"}
+_HOME = {
+    "MLP": "mlp",
+    "LeafViT": "leaf_vit",
+    "PixelDAClassifier": "pixelda",
+    "PixelDADiscriminator": "pixelda",
+    "PixelDAGenerator": "pixelda",
+    "SmallCNN": "small_cnn",
+    "inception_v3": "inception",
+}
 
 
 def __getattr__(name: str) -> Any:

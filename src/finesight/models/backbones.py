@@ -16,7 +16,7 @@ from finesight.models.config import NAMED, ModelConfig
 __all__ = ["Classifier", "ModelConfig", "build"]
 
 _HALF = (0.5, 0.5, 0.5)
-_SIZES = {"small-cnn": 64, "mlp": 32, "leaf-vit-64": 64, "leaf-vit-256": 256, "inception-v3": 299}
+_SIZES = {"small-cnn": 64, "mlp": 32, "leaf-vit-64": 64, "leaf-vit-256": 256, "inception-v3": 299, "pixelda": 32}
 _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w.-]+")
 
 
@@ -76,6 +76,8 @@ def _architecture(spec: Spec) -> Classifier:
         whole = models.SmallCNN(count, options["width"], **dropout)
     elif spec.name == "mlp":
         whole = models.MLP(3 * size * size, count, **dropout)
+    elif spec.name == "pixelda":
+        whole = models.PixelDAClassifier(count, size)
     elif spec.name == "inception-v3":
         whole = models.inception_v3(count, options["hidden"], **dropout)
     else:

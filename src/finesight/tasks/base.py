@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 Figures = dict[str, tuple[Any, str, str]]
 
-TASKS = {"classification": "finesight.tasks.classification:Classification"}
+TASKS = {
+    "classification": "finesight.tasks.classification:Classification",
+    "domain-adaptation": "finesight.tasks.domain_adaptation:DomainAdaptation",
+}
 
 
 class Loss(NamedTuple):
@@ -42,6 +45,12 @@ class Task(Protocol):
     metric: "Metric"
     """Per-sample statistics and the function of their sum."""
 
+    selectable: tuple[str, ...]
+    """What `train.select` may name: values of `validators` and of the metric on validation."""
+
+    measured: tuple[str, ...]
+    """The splits that are measured at the end; "validation" and "test" are always among them."""
+
     train: Batches
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -58,6 +67,9 @@ class Task(Protocol):
 
     def references(self, split: str) -> NDArray[Any]:
         """What the predictions are measured against, in the order of `held_out(split)`."""
+
+    def validators(self, scores: dict[str, float]) -> dict[str, float]:
+        """Further values of an epoch, beside the metric's `scores` on validation, to choose the epoch by."""
 
     def trainable_state(self) -> dict[str, dict[str, Tensor]]:
         """Per module: everything training changes; what a checkpoint holds."""

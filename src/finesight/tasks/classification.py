@@ -14,10 +14,11 @@ from torch.nn import functional
 from finesight import adaptation, cache
 from finesight.adaptation import AdaptConfig
 from finesight.config import Section
-from finesight.data import histograms, images, transforms
+from finesight.data import histograms, transforms
 from finesight.data.batches import Batch, Batches
 from finesight.data.config import DataConfig
-from finesight.data.fingerprint import content_hashes
+from finesight.data.decoding import decode
+from finesight.data.loading import load
 from finesight.data.transforms import AugmentConfig
 from finesight.engine import Engine, Precision
 from finesight.evaluate import EvaluationConfig
@@ -27,6 +28,7 @@ from finesight.models.backbones import ModelConfig
 from finesight.models.weights import state_hash
 from finesight.optimization import TrainConfig, make_optimizer
 from finesight.tasks.base import Figures, Loss, Say
+from finesight.tasks.new_images import classify_images
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -56,6 +58,7 @@ class Classification:
 
     Config = ClassificationConfig
     higher_is_better = staticmethod(higher_is_better)
+    measured = ("validation", "test")
 
     def __init__(
         self,
@@ -76,33 +79,25 @@ class Classification:
         convolves = any(parameter.dim() == 4 for parameter in self.model.parameters())
         self.layout = torch.channels_last if convolves else torch.contiguous_format
         self.metric = ClassificationMetric(classes)
+        self.selectable = ("loss", *self.metric.names)
 
     # ---- data ---------------------------------------------------------------------------------
 
+    @staticmethod
+    def load(config: ClassificationConfig) -> "DatasetDict":
+        """train, validation and test, before anything is decoded."""
+        return load(config.data, config.seed)
+
     def prepare(self, data: "DatasetDict") -> "DatasetDict":
         """Decode (once), cache frozen features where that is sound; returns the data without unreadable images."""
-        config, size = self.config, self.config.data.size or self.model.image_size
-        directory = cache.folder(config.data.cache_dir)
-        self.pixels: dict[str, Tensor] = {}
-        self.labels: dict[str, NDArray[np.int64]] = {}
-        hashes: dict[str, list[str]] = {}
-        faults: dict[str, list[tuple[int, str]]] = {}
-        for split in data:
-            hashes[split] = content_hashes(data[split], directory)
-            with self.engine.first_alone():
-                self.pixels[split], faults[split] = cache.pixels(
-                    data[split], hashes[split], directory, size, self.fit, config.data.sixteen_bit, self.say
-                )
-        cache.refuse([fault for found in faults.values() for fault in found], config.data.skip_bad)
-        for split in data:
-            bad = {row for row, _ in faults[split]}
-            if bad:
-                self.say(f"{split}: left out {len(bad)} unreadable images.")
-                keep = [row for row in range(len(data[split])) if row not in bad]
-                data[split], self.pixels[split] = data[split].select(keep), self.pixels[split][keep]
-                hashes[split] = [hashes[split][row] for row in keep]
-            self.labels[split] = np.asarray(data[split]["label"], dtype=np.int64)
-        self._batches = {split: self._make_batches(data[split], split, hashes[split], directory) for split in data}
+        options = self.config.data
+        found = decode(data, options, options.size or self.model.image_size, self.fit, self.engine, self.say)
+        data, self.pixels = found.data, found.pixels
+        self.labels = {split: np.asarray(data[split]["label"], dtype=np.int64) for split in data}
+        directory = cache.folder(options.cache_dir)
+        self._batches = {
+            split: self._make_batches(data[split], split, found.hashes[split], directory) for split in data
+        }
         if "train" in data:
             self.train = self._batches["train"]
         return data
@@ -203,6 +198,9 @@ class Classification:
         """Held images uint8 [B, 3, H, H] at the size of the model's input."""
         return transforms.resize(images, self.model.image_size)
 
+    def validators(self, scores: dict[str, float]) -> dict[str, float]:  # noqa: ARG002
+        return {}
+
     def trainable_state(self) -> dict[str, dict[str, Tensor]]:
         return {"model": adaptation.trainable_state(self.model)}
 
@@ -265,36 +263,6 @@ class Classification:
 
         return figures(self, predictions, history, metrics)
 
-    # ---- new images ---------------------------------------------------------------------------
-
     def predict_images(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """Classify files (paths) or uint8 arrays [H, W, 3]: label, confidence and all scores of each."""
-        size = self.config.data.size or self.model.image_size
-        self.model.eval()
-        found: list[dict[str, Any]] = []
-        step = self.config.evaluation.batch_size
-        for start in range(0, len(inputs), step):
-            chunk = inputs[start : start + step]
-            held = torch.from_numpy(np.stack([self._square(item, size) for item in chunk]))
-            image = self.resized(held)
-            with torch.inference_mode(), self.engine.autocast():
-                rows = self.predict(self.engine.send({"image": image}))
-            for item, row in zip(chunk, rows, strict=True):
-                best = int(row.argmax())
-                found.append(
-                    {
-                        "input": str(item) if isinstance(item, str | Path) else None,
-                        "prediction": self.classes[best],
-                        "confidence": float(row[best]),
-                        "scores": {name: float(score) for name, score in zip(self.classes, row, strict=True)},
-                    }
-                )
-        return found
-
-    def _square(self, item: Any, size: int) -> NDArray[np.uint8]:
-        """A file, PIL image or array uint8 [H, W, 3] as the training images were prepared. [3, size, size]"""
-        if isinstance(item, str | Path):
-            entry: dict[str, Any] = {"path": str(item), "bytes": None}
-        else:
-            entry = {"path": None, "bytes": images.encode(item)}
-        return images.decode_resized(entry, entry["path"] or "array", size, self.fit, self.config.data.sixteen_bit)
+        return classify_images(self, inputs)
