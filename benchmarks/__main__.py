@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-NAMES = ("bootstrap", "cifar10_mlp", "inception_head", "loop_overhead")
+NAMES = ("bootstrap", "cifar10_mlp", "inception_head", "loop_overhead", "pixelda")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from datasets import DatasetDict
 from finesight import cache, checkpoint, recipes
 from finesight import config as configuration
 from finesight.data.fingerprint import fingerprint
-from finesight.data.loading import load, load_test_set
+from finesight.data.loading import load_test_set
 from finesight.engine import Engine
 from finesight.errors import ConfigError, RunError
 from finesight.evaluate import evaluate, predict
@@ -54,9 +54,10 @@ def evaluate_again(path: Path, split: str = "test", overrides: Mapping[str, Any]
     data anew are refused: training samples would become test samples. Writes nothing. Returns
     {metric: {value, low, high, n}}.
     """
-    if split not in ("validation", "test"):
-        raise ConfigError(f"split: {split!r} cannot be measured; give 'test' or 'validation'.")
     folder = open_run(path)
+    known = [name for name in folder.read_metrics() if name != "baselines"] or ["test", "validation"]
+    if split not in known:
+        raise ConfigError(f"split: {split!r} cannot be measured; give one of {', '.join(sorted(known))}.")
     stored = configuration.read_yaml(folder.config)
     given = dict(overrides or {})
     foreign = "root" in given.get("data", {})
@@ -69,7 +70,7 @@ def evaluate_again(path: Path, split: str = "test", overrides: Mapping[str, Any]
         if foreign:
             split, part = "test", load_test_set(config.data, task.classes)
         else:
-            data = load(config.data, config.seed)
+            data = kind.load(config)
             refuse_changed_data(folder, fingerprint(data, cache.folder(config.data.cache_dir)))
             part = data[split]
         part = task.prepare(DatasetDict({split: part}))[split]
