@@ -248,7 +248,7 @@ def _finish(folder: RunFolder, task: Any, predictions: Any, groups: Any, config:
     metrics = evaluate(task, predictions, groups, config.evaluation, config.seed)
     write_predictions(folder, task, predictions, groups)
     write_json(folder.metrics, metrics)
-    folder.update_run(alarms=task.alarms(metrics))
+    folder.update_run(alarms=task.alarms(metrics, folder.read_history()))
     from finesight.report import figures
 
     figures.save(task.figures(predictions, folder.read_history(), metrics), folder.figures)

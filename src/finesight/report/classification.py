@@ -23,17 +23,29 @@ def figures(
     metrics: dict[str, Any],
 ) -> Figures:
     """{name: (figure, title, caption)} for the report."""
+    drawn = judgement(task, predictions, history, metrics)
+    if task.train.augment is not None:
+        drawn["augmentation"] = _augmentation(task)
+    if hasattr(task.model.backbone, "tokens"):
+        drawn["patch_positions"] = _tokens(task)
+    return drawn
+
+
+def judgement(
+    task: Any, predictions: dict[str, NDArray[np.float64]], history: list[dict[str, Any]], metrics: dict[str, Any]
+) -> Figures:
+    """The figures of any task that ends in a classifier, measured on its test split."""
     test, labels = predictions["test"], task.labels["test"]
     chosen, confidence = test.argmax(1), test.max(1)
     level = f"{task.config.evaluation.level:.0%}"
-    drawn: Figures = {
+    return {
         "accuracy": (
             draw.accuracy_intervals(_accuracies(metrics)),
             "Accuracy beside trivial baselines",
             f"Test split, {level} bootstrap intervals.",
         ),
         "curves": (
-            draw.curves(history, task.config.train.select, _best_epoch(history)),
+            draw.curves(history, task.config.train.select, best_epoch(history)),
             "Learning curves",
             "Training values are means over the whole epoch, validation values are measured after it. "
             "The marked epoch, best on validation, is the one that was tested.",
@@ -55,16 +67,11 @@ def figures(
             "Training images of every class, as the model receives them before augmentation.",
         ),
         "classes": (
-            draw.class_chart({split: _counts(task, split) for split in task.labels}),
+            draw.class_chart({split: _counts(task, split) for split in ("train", "validation", "test")}),
             "Images per class",
             "Counts of each split.",
         ),
     }
-    if task.train.augment is not None:
-        drawn["augmentation"] = _augmentation(task)
-    if hasattr(task.model.backbone, "tokens"):
-        drawn["patch_positions"] = _tokens(task)
-    return drawn
 
 
 def _tokens(task: "Classification") -> tuple[Any, str, str]:
@@ -86,17 +93,17 @@ def _accuracies(metrics: dict[str, Any]) -> list[tuple[str, float, float | None,
     return [(name, entry["value"], entry["low"], entry["high"]) for name, entry in rows]
 
 
-def _best_epoch(history: list[dict[str, Any]]) -> int | None:
+def best_epoch(history: list[dict[str, Any]]) -> int | None:
     return max((row["epoch"] for row in history if row["best"]), default=None)
 
 
-def _counts(task: "Classification", split: str) -> dict[str, int]:
+def _counts(task: Any, split: str) -> dict[str, int]:
     counts = np.bincount(task.labels[split], minlength=len(task.classes))
     return dict(zip(task.classes, counts.tolist(), strict=True))
 
 
 def _mistakes(
-    task: "Classification",
+    task: Any,
     chosen: NDArray[np.int64],
     confidence: NDArray[np.float64],
     labels: NDArray[np.int64],
@@ -116,7 +123,7 @@ def _mistakes(
     )
 
 
-def _samples(task: "Classification", each: int = 6) -> dict[str, list[NDArray[np.uint8]]]:
+def _samples(task: Any, each: int = 6) -> dict[str, list[NDArray[np.uint8]]]:
     rows = {name: np.flatnonzero(task.labels["train"] == label)[:each] for label, name in enumerate(task.classes)}
     return {name: [_image(task, "train", int(row)) for row in found] for name, found in rows.items()}
 
@@ -136,6 +143,6 @@ def _augmentation(task: "Classification") -> tuple[Any, str, str]:
     return figure, "Augmentation", "An image of the training split and what training may see of it."
 
 
-def _image(task: "Classification", split: str, row: int) -> NDArray[np.uint8]:
+def _image(task: Any, split: str, row: int) -> NDArray[np.uint8]:
     """uint8 [H, W, 3]"""
     return task.pixels[split][row].permute(1, 2, 0).numpy()

@@ -15,10 +15,16 @@ from finesight.report.contents import Contents
 
 FIGURE_ORDER = (
     "accuracy",
+    "adaptation",
+    "translation",
+    "diversity",
+    "features",
     "curves",
+    "losses",
     "confusion",
     "reliability",
     "mistakes",
+    "domains",
     "samples",
     "augmentation",
     "classes",

@@ -88,7 +88,7 @@ class Task(Protocol):
     ) -> Figures:
         """Figures of the report, by name: (figure, title, caption)."""
 
-    def alarms(self, metrics: dict[str, Any]) -> list[str]:
+    def alarms(self, metrics: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
         """Sentences on results that look too good or too bad."""
 
     def save_spec(self, directory: Path) -> None:

@@ -229,7 +229,7 @@ class Classification:
             "scores": predictions.tolist(),
         }
 
-    def alarms(self, metrics: dict[str, Any]) -> list[str]:
+    def alarms(self, metrics: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:  # noqa: ARG002
         """Sentences on results that look too good or too bad."""
         found, test = [], metrics["test"]["accuracy"]
         for name, splits in metrics["baselines"].items():

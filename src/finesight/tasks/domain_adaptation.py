@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from finesight.metrics.bootstrap import Metric
 
 VALIDATORS = ("generated_accuracy", "target_information", "adaptation_score")
+_SIGNED = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # mean and deviation that map [0, 1] to [-1, 1]
 JUDGED = 5000
 """Target training images that the validator looks at, without their labels."""
 
@@ -61,7 +62,7 @@ class PixelDAConfig(Section):
     noise: int = Field(10, ge=1, description="Length of the generator's noise vector, uniform in [-1, 1]")
     width: int = Field(64, ge=4, description="Channels of the generator")
     blocks: int = Field(6, ge=0, description="Residual blocks of the generator")
-    first_stride: Literal[1, 2] = Field(1, description="Stride of the discriminator's first convolution")
+    first_stride: int = Field(1, ge=1, le=2, description="Stride of the discriminator's first convolution")
 
 
 class DomainAdaptationConfig(Section):
@@ -226,13 +227,13 @@ class DomainAdaptation:
         return self._dann_step(batch) if self.config.method == "dann" else self._supervised_step(batch)
 
     def _supervised_step(self, batch: Batch) -> Iterator[Loss]:
-        logits = self.model(self.prepared(batch["image"])).float()
+        logits = self.model(self.normalised(self.prepared(batch["image"]))).float()
         yield Loss("model", functional.cross_entropy(logits, batch["label"]), {"accuracy": _accuracy(logits, batch)})
 
     def _dann_step(self, batch: Batch) -> Iterator[Loss]:
         images = self.prepared(torch.cat([batch["image"], batch["target_image"]]))
         half = len(batch["label"])
-        features = self.model.features(images)
+        features = self.model.features(self.normalised(images))
         logits = self.model.head(features[:half]).float()
         # The strength grows from 0 to 1: early features are not yet worth confusing (section 5.2.2).
         done = batch["progress"][0].item() / self.config.train.epochs
@@ -255,7 +256,7 @@ class DomainAdaptation:
 
         real_logit, fake_logit = self.discriminator(target).float(), self.discriminator(painted).float()
         discrimination = functional.softplus(-real_logit).mean() + functional.softplus(fake_logit).mean()
-        on_source, on_fake = self.model(torch.cat([source, painted])).float().chunk(2)
+        on_source, on_fake = self.model(self.normalised(torch.cat([source, painted]))).float().chunk(2)
         task = functional.cross_entropy(on_source, labels) + functional.cross_entropy(on_fake, labels)
         observed = {
             "discrimination": discrimination.detach(),
@@ -268,7 +269,7 @@ class DomainAdaptation:
         # The generator has not moved, so its graph of `fake` is good; the other two have, so they run anew.
         with _spectators(self.discriminator, self.model):
             fake_logit = self.discriminator(fake).float()
-            task = functional.cross_entropy(self.model(fake).float(), labels)
+            task = functional.cross_entropy(self.model(self.normalised(fake)).float(), labels)
         saturating = -functional.softplus(fake_logit).mean()
         fooling = saturating if options.adversarial == "minimax" else functional.softplus(-fake_logit).mean()
         loss = options.adversarial_weight * fooling + options.task_weight * task
@@ -280,9 +281,15 @@ class DomainAdaptation:
         yield Loss("generator", loss, observed)
 
     def prepared(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, S, S] -> normalised float32, channels last; in [-1, 1] for PixelDA's own classifier."""
-        normalised = transforms.normalise(images, self.model.mean, self.model.std)
-        return normalised.contiguous(memory_format=torch.channels_last)
+        """uint8 [B, 3, S, S] -> float32 in [-1, 1], channels last: what the generator reads and writes."""
+        return transforms.normalise(images, *_SIGNED).contiguous(memory_format=torch.channels_last)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1] as the classifier's backbone expects them; the same for PixelDA's own classifier."""
+        if (self.model.mean, self.model.std) == _SIGNED:
+            return images
+        mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.model.mean, self.model.std))
+        return ((images + 1) / 2 - mean) / std
 
     def resized(self, images: Tensor) -> Tensor:
         """Held images uint8 [B, 3, H, H] at the size of the model's input."""
@@ -293,7 +300,7 @@ class DomainAdaptation:
         images = self.prepared(batch["image"])
         if "noise" in batch:
             images = self.generator(images, batch["noise"])
-        return self.model(images).float().cpu().double().softmax(1).numpy()
+        return self.model(self.normalised(images)).float().cpu().double().softmax(1).numpy()
 
     def validators(self, found: dict[str, float]) -> dict[str, float]:
         """What can be known without target labels, and, apart, what the labels would have said.
@@ -343,11 +350,11 @@ class DomainAdaptation:
             "scores": predictions.tolist(),
         }
 
-    def alarms(self, metrics: dict[str, Any]) -> list[str]:
+    def alarms(self, metrics: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
         """Sentences on results that look too good or too bad."""
         from finesight.report.domains import alarms
 
-        return alarms(self, metrics)
+        return alarms(self, metrics, history)
 
     def figures(
         self,
