@@ -15,7 +15,7 @@ WHAT = {
     "run.json": "provenance: command, versions, hardware, data, model",
     "history.jsonl": "losses and metrics of each epoch",
     "metrics.json": "every metric with its interval, and the baselines",
-    "predictions.parquet": "each validation and test sample: reference, prediction, scores",
+    "predictions.parquet": "each held-out sample: reference, prediction, scores",
     "checkpoints": "weights and training state",
     "model": "what rebuilds the architecture, and frozen weights",
     "figures": "the figures as PNG and SVG",

@@ -10,7 +10,7 @@ from typing import Any
 from finesight.errors import DataError
 from finesight.files import write_text
 from finesight.metrics.classification import per_class_table
-from finesight.report import contents, facts, numbers
+from finesight.report import contents, domain_section, facts, numbers
 from finesight.report.contents import Contents
 
 FIGURE_ORDER = (
@@ -35,6 +35,8 @@ LARGEST_SVG = 300_000
 """Bytes; a chart whose SVG is larger is shown as PNG."""
 
 SUMMARY_LINES = 8
+
+FURTHER = {"source_test": "Source test", "target_train": "Target training images (transductive)"}
 
 
 def write_report(run_dir: Path) -> Path:
@@ -76,6 +78,7 @@ def page(found: Contents) -> dict[str, Any]:
         "groups": group_sentences(found),
         "scores": score_rows(found),
         "sizes": {split: _size(found, split) for split in ("test", "validation")},
+        "domains": domain_section.section(found),
         "classes": class_rows(found),
         "figures": [shown(found, entry) for entry in _ordered(found.figures)],
         "data": data_rows(found),
@@ -199,6 +202,9 @@ def summary_lines(metrics: dict[str, Any], run: dict[str, Any]) -> list[str]:
     if name is None:
         return ["There are no test metrics."]
     lines = [f"Test {_summary(name, test[name])}"]
+    for split, title in FURTHER.items():
+        if name in (metrics.get(split) or {}):
+            lines.append(f"{title} {_summary(name, metrics[split][name])}")
     validation = (metrics.get("validation") or {}).get(name)
     if validation is not None:
         lines.append(f"Validation {_summary(name, validation)}: it picked the epoch, so it is optimistic")

@@ -65,6 +65,16 @@ class PixelDAConfig(Section):
     first_stride: int = Field(1, ge=1, le=2, description="Stride of the discriminator's first convolution")
 
 
+class AdaptationTrainConfig(TrainConfig):
+    """How the weights are learned; the epoch is chosen without target labels."""
+
+    select: str = Field(
+        "adaptation_score",
+        description=f"Picks the best epoch and drives plateau and early stop: {', '.join(VALIDATORS)}, or a "
+        "metric on source validation images such as accuracy",
+    )
+
+
 class DomainAdaptationConfig(Section):
     """Everything that decides a domain adaptation run."""
 
@@ -76,7 +86,7 @@ class DomainAdaptationConfig(Section):
     data: DomainDataConfig = DomainDataConfig()
     model: ModelConfig = ModelConfig(name="pixelda")
     pixelda: PixelDAConfig = PixelDAConfig()
-    train: TrainConfig = TrainConfig(select="adaptation_score")
+    train: AdaptationTrainConfig = AdaptationTrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
