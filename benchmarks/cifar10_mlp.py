@@ -95,7 +95,9 @@ def main() -> None:
                 loop.state.step += 1
 
         own, other = timing.interleaved(ours, theirs, ROUNDS)
-    print(f"cifar10-mlp, {ROWS:,} images, batch 64, seconds per epoch [{timing.machine()}]")
+    print(
+        f"cifar10-mlp, {ROWS:,} images, batch 64, seconds per epoch [{timing.machine()}, ours {loop.engine.precision}]"
+    )
     print(f"  whole epoch: {timing.ratio(own, other)}; {_medians(own, other)}")
 
     def our_loading() -> None:

@@ -96,7 +96,9 @@ def main() -> None:
         digits = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
         labels = np.arange(count) % 10
         target = generator.integers(0, 256, (count, 28, 28, 3), dtype=np.uint8)
-        loader = torch.utils.data.DataLoader(_Pairs(digits, labels, target), size, shuffle=True, num_workers=2)
+        loader = torch.utils.data.DataLoader(
+            _Pairs(digits, labels, target), size, shuffle=True, num_workers=2, persistent_workers=True
+        )
         with tempfile.TemporaryDirectory() as scratch:
             loop = _ours(digits, labels, target, size, Path(scratch))
 
@@ -105,8 +107,10 @@ def main() -> None:
                     loop.step(batch)
                     loop.state.step += 1
 
+            peer = _Peer(loader)
             ours()
-            own, other = timing.interleaved(ours, _Peer(loader).train, ROUNDS)
+            peer.train()
+            own, other = timing.interleaved(ours, peer.train, ROUNDS)
         print(f"PixelDA, batch {size}, seconds per {STEPS} steps [{timing.machine()}, {loop.engine.precision}]")
         print(
             f"  {timing.ratio(own, other)}; {statistics.median(own) / STEPS:.2f} s against "
@@ -118,8 +122,10 @@ def main() -> None:
 def _ours(digits: np.ndarray, labels: np.ndarray, target: np.ndarray, size: int, scratch: Path) -> Loop:
     """finesight's loop on the same arrays, through its own data path."""
     source_file, target_file = scratch / "source.npz", scratch / "target.npz"
-    np.savez(source_file, train_images=digits, train_labels=labels, test_images=digits[:20], test_labels=labels[:20])
-    np.savez(target_file, train_images=target, train_labels=labels, test_images=target[:20], test_labels=labels[:20])
+    for file, images in ((source_file, digits), (target_file, target)):
+        held_out = {f"{split}_{key}": array[:20] for split in ("valid", "test") for key, array in
+                    (("images", images), ("labels", labels))}  # fmt: skip
+        np.savez(file, train_images=images, train_labels=labels, **held_out)
     options = {
         "data.source": str(source_file), "data.target": str(target_file), "data.cache_dir": str(scratch / "cache"),
         "train.batch_size": size, "train.optimizer": "adam", "train.momentum": 0.5, "train.select": "adaptation_score",
@@ -128,6 +134,7 @@ def _ours(digits: np.ndarray, labels: np.ndarray, target: np.ndarray, size: int,
     data = DomainAdaptation.load(settings)
     task = DomainAdaptation(settings, [str(name) for name in range(10)], Engine("auto"), quiet)
     task.prepare(data)
+    assert task.train.samples == len(labels), "both sides must see as many images"
     for module in task.modules.values():
         module.train()
     return Loop(task, settings.train, task.engine, RunFolder(scratch / "run"), 0, quiet)

@@ -11,7 +11,6 @@ from datasets import DatasetDict
 from finesight import cache, checkpoint, recipes
 from finesight import config as configuration
 from finesight.data.fingerprint import fingerprint
-from finesight.data.loading import load_test_set
 from finesight.engine import Engine
 from finesight.errors import ConfigError, RunError
 from finesight.evaluate import evaluate, predict
@@ -48,7 +47,9 @@ def load_run(path: str | Path) -> Run:
 
 
 def evaluate_again(path: Path, split: str = "test", overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Measure the stored weights of a run once more: on its own data, or on a test set named by `data.root`.
+    """Measure the stored weights of a run once more: on its own data, or on a test set of its own.
+
+    That is named by `data.root`, or by `data.target` for a domain adaptation.
 
     Other data is measured whole, or its test split where it has one. Options that would split the run's own
     data anew are refused: training samples would become test samples. Writes nothing. Returns
@@ -60,15 +61,16 @@ def evaluate_again(path: Path, split: str = "test", overrides: Mapping[str, Any]
         raise ConfigError(f"split: {split!r} cannot be measured; give one of {', '.join(sorted(known))}.")
     stored = configuration.read_yaml(folder.config)
     given = dict(overrides or {})
-    foreign = "root" in given.get("data", {})
-    _refuse_new_splits(given, foreign)
     kind = recipes.task_class(stored)
+    key = kind.test_set
+    foreign = key in given.get("data", {})
+    _refuse_new_splits(given, foreign, key)
     config = configuration.build(kind.Config, stored, given)
     engine = Engine(config.precision)
     try:
         task = restored(folder, quiet, engine, config)
         if foreign:
-            split, part = "test", load_test_set(config.data, task.classes)
+            split, part = "test", kind.load_test(config, task.classes)
         else:
             data = kind.load(config)
             refuse_changed_data(folder, fingerprint(data, cache.folder(config.data.cache_dir)))
@@ -81,17 +83,18 @@ def evaluate_again(path: Path, split: str = "test", overrides: Mapping[str, Any]
         engine.close()
 
 
-def _refuse_new_splits(given: Mapping[str, Any], foreign: bool) -> None:
+def _refuse_new_splits(given: Mapping[str, Any], foreign: bool, key: str) -> None:
     """Only how to measure may change, and, for other data, where it is and how it is read."""
     allowed = {"cache_dir"}
     if foreign:
-        allowed |= {"root", "revision", "image_column", "label_column", "group", "skip_bad", "sixteen_bit"}
+        allowed |= {key, "revision", "image_column", "label_column", "group", "skip_bad", "sixteen_bit"}
     flat = {f"data.{key}" for key in given.get("data", {}) if key not in allowed}
     flat |= {key for key in given if key not in ("data", "evaluation")}
     if flat:
         raise ConfigError(
             f"{', '.join(sorted(flat))}: a finished run is measured as it is; these options cannot change any more. "
-            "Options of eval: --split, --evaluation.*, --data.cache_dir, and --data.root for another test set."
+            "Options of eval: --split, --evaluation.*, --data.cache_dir, and "
+            f"--data.{key} for another test set."
         )
 
 

@@ -77,7 +77,9 @@ def test_a_file_that_would_run_code_is_refused(batches, tmp_path, monkeypatch, w
     content = batch(1)
     content[b"data"] = Attack() if where == "value" else np.array([Attack()], object)
     write(batches / "data_batch_1", content)
-    with pytest.raises(DataError, match=r"data_batch_1: refused: it names (posix|nt|os)\.system"):
+    with pytest.raises(
+        DataError, match=r"data_batch_1: refused: it (names (posix|nt|os)\.system|holds values of type 'O8')"
+    ):
         loading.load(DataConfig(root=str(batches)), 0)
     assert not (tmp_path / "owned").exists()
 

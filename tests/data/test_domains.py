@@ -64,6 +64,29 @@ def test_a_flat_folder_is_an_unlabelled_target(shapes: Path, tmp_path: Path) -> 
     assert data["test"]["domain"][0] == "source"
 
 
+def test_folders_that_are_no_classes_can_be_said_to_be_none(shapes: Path, tmp_path: Path) -> None:
+    for day in ("day1", "day2"):
+        flat(tmp_path / "scanner" / day)
+    with pytest.raises(DataError, match="target_labels none"):
+        load(source=str(shapes), target=str(tmp_path / "scanner"))
+    data = load(source=str(shapes), target=str(tmp_path / "scanner"), target_labels="none")
+    assert len(data["target_train"]) == 18
+    assert set(data["target_train"]["label"]) == {-1}
+
+
+def test_a_group_on_both_sides_is_refused(tmp_path: Path) -> None:
+    for camera, patients in (("a", range(8)), ("same", range(8)), ("other", range(5, 16))):
+        for name in ("x", "y"):
+            for patient in patients:
+                flat(tmp_path / camera / name / f"patient{patient}{name}", count=2)
+    options: dict[str, Any] = {"source": str(tmp_path / "a"), "group": "(patient.+)/", "test": 0.4}
+    # The same groups are split the same way in both domains.
+    data = load(**options, target=str(tmp_path / "same"))
+    assert set(data["test"]["group"]) == set(data["source_test"]["group"])
+    with pytest.raises(DataError, match="same origin on both sides"):
+        load(**options, target=str(tmp_path / "other"))
+
+
 def test_target_only_needs_labels(shapes: Path, tmp_path: Path) -> None:
     config = DomainDataConfig(source=str(shapes), target=str(flat(tmp_path / "scanner")))
     with pytest.raises(ConfigError, match="has no labels"):

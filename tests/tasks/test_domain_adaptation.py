@@ -113,17 +113,153 @@ def test_the_generator_is_judged_by_the_discriminator_after_its_step(task: Domai
     assert fooling(False) - fooling(True) > 0.5
 
 
-def test_all_losses_in_one_pass_would_be_noticed() -> None:
-    """The mistake itself, written out: its generator loss does not move with the discriminator."""
-    task = prepared()
+class Affine(torch.nn.Module):
+    """Stands for a network: a fixed linear map of the image's mean of each channel, [B, 3, S, S] -> [B, outputs]."""
+
+    def __init__(self, outputs: int, seed: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(outputs, 3, generator=torch.Generator().manual_seed(seed)))
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.features(images) @ self.weight.T
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> float:
+    """Written out: mean of log-sum-exp minus the logit of the label."""
+    return (logits.exp().sum(1).log() - logits[torch.arange(len(labels)), labels]).mean().item()
+
+
+def test_both_losses_of_pixelda_equal_the_papers_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {"discriminator": 0.3, "adversarial": 0.7, "task": 0.2, "content": 0.9}
+    task = prepared(**{f"pixelda.{name}_weight": value for name, value in weights.items()})
+    classifier, judge = Affine(10, 1), Affine(1, 2)
+    monkeypatch.setattr(task.model, "forward", classifier.forward)
+    monkeypatch.setattr(task.discriminator, "forward", lambda images: judge(images).squeeze(1))
+    painted = torch.nn.Parameter(torch.tensor(0.5))
+    monkeypatch.setattr(task.generator, "forward", lambda images, _: images * painted + 0.1)
     batch = batch_of(task)
-    source = task.prepared(batch["image"])
-    fake = task.generator(source, task.generator.draw(len(source)))
-    stale = torch.nn.functional.softplus(-task.discriminator(fake)).mean()
-    before = stale.item()
+    labels = batch["label"]
+    source, target = (batch[name].float() / 127.5 - 1 for name in ("image", "target_image"))
+    fake = source * 0.5 + 0.1
+    real_share, fake_share = judge(target).squeeze(1).sigmoid(), judge(fake).squeeze(1).sigmoid()
+
+    steps = task.train_step(batch)
+    told_apart = -(real_share.log().mean() + (1 - fake_share).log().mean()).item()
+    taught = cross_entropy(classifier(source), labels) + cross_entropy(classifier(fake), labels)
+    assert next(steps).loss.item() == pytest.approx(0.3 * told_apart + taught, rel=1e-4)
+
+    difference = source - fake
+    values = []
+    for one, bright in zip(difference, source > 2 * 0.2 - 1, strict=True):
+        counted = one[bright]
+        values.append((counted.square().mean() - counted.mean().square()).item())
+    expected = 0.7 * -fake_share.log().mean().item() + 0.2 * cross_entropy(classifier(fake), labels)
+    expected += 0.9 * float(np.mean(values))
+    assert next(steps).loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_loss_of_dann_equals_the_papers_formula_and_its_strength_grows() -> None:
+    task = prepared(method="dann", **{"train.epochs": 10})
+    task.model.eval()
+    batch = batch_of(task)
+    labels = batch["label"]
     with torch.no_grad():
-        task.discriminator.layers[-1].bias.add_(5.0)
-    assert stale.item() == before
+        source, target = (task.model.features(batch[name].float() / 127.5 - 1) for name in ("image", "target_image"))
+        of_source, of_target = (task.domain(features, 0.0).sigmoid() for features in (source, target))
+        expected = cross_entropy(task.model.head(source), labels)
+        expected -= ((1 - of_source).log().mean() + of_target.log().mean()).item()
+    (loss,) = task.train_step(batch)
+    assert loss.loss.item() == pytest.approx(expected, rel=1e-4)
+
+    def gradient_of_features(progress: float) -> float:
+        task.model.zero_grad()
+        batch["progress"] = torch.full((len(labels),), progress)
+        (loss,) = task.train_step(batch)
+        (loss.loss - torch.nn.functional.cross_entropy(task.model.head(source_features(batch)), labels)).backward()
+        return next(task.model.parameters()).grad.norm().item()
+
+    def source_features(batch: dict[str, Any]) -> Tensor:
+        return task.model.features(batch["image"].float() / 127.5 - 1)
+
+    none, half, whole = (gradient_of_features(progress) for progress in (0.0, 1.0, 10.0))
+    assert none == pytest.approx(0, abs=1e-5)
+    # 2 / (1 + exp(-10 p)) - 1 at p = 0.1 and at p = 1.
+    assert half / whole == pytest.approx(0.46212 / 0.99991, rel=0.02)
+
+
+def test_each_optimiser_holds_its_networks_and_no_other(task: DomainAdaptation) -> None:
+    held = {
+        name: {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, optimizer in task.optimizers().items()
+    }
+    of = {name: {id(p) for p in module.parameters()} for name, module in task.modules.items()}
+    assert held == {"discriminator": of["discriminator"] | of["model"], "generator": of["generator"]}
+    dann = prepared(method="dann")
+    (optimizer,) = dann.optimizers().values()
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {
+        id(p) for module in (dann.model, dann.domain) for p in module.parameters()
+    }
+
+
+def test_the_validators_look_at_repainted_source_and_at_target_training_images(task: DomainAdaptation) -> None:
+    assert set(task.held_out("judged").ids) <= set(task.held_out("target_train").ids)
+    assert task.held_out("generated").ids == task.held_out("validation").ids
+    for module in task.modules.values():
+        module.eval()
+    batch = task.held_out("generated").take(np.arange(4))
+    with torch.inference_mode():
+        repainted = task.predict(batch)
+        expected = task.predict({"image": batch["image"]})
+        other = task.predict(batch | {"noise": -batch["noise"]})
+    for module in task.modules.values():
+        module.train()
+    assert not np.allclose(repainted, expected)
+    assert not np.array_equal(repainted, other)
+
+
+def test_target_only_learns_from_the_target_and_says_so() -> None:
+    task = prepared(method="target-only")
+    names = task.held_out("train").ids
+    assert all(name.startswith("mnist-m/") for name in names)
+    assert "target_train" not in task.measured
+    notes = task.config.data.notes(DomainAdaptation.load(task.config))
+    assert "upper bound" in notes[0]
+
+
+@pytest.mark.parametrize("recipe", ["mnistm-pixelda", "mnistm-dann", "mnistm-source-only", "mnistm-target-only"])
+def test_an_option_of_a_section_leaves_the_sections_other_defaults(recipe: str) -> None:
+    from finesight import recipes
+
+    _, base = recipes.read(recipe)
+    built = config.build(DomainAdaptationConfig, base, config.nest({"model.image_size": 16, "train.epochs": 1}))
+    assert built.model.name == "pixelda"
+    assert built.train.select == ("accuracy" if recipe.endswith("only") else "adaptation_score")
+
+
+def test_a_backbone_of_another_range_sees_its_own_range_and_the_generator_the_signed_one() -> None:
+    task = prepared()
+    images = torch.tensor([0, 128, 255], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 16, 16)
+    signed = task.prepared(images)
+    assert signed.min() == -1
+    assert signed.max() == 1
+    assert torch.equal(task.normalised(signed), signed)
+    task.model.mean, task.model.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    seen = task.normalised(signed)[:, :, 0, 0]
+    torch.testing.assert_close(seen[2], (1 - torch.tensor(task.model.mean)) / torch.tensor(task.model.std))
+    torch.testing.assert_close(seen[0], -torch.tensor(task.model.mean) / torch.tensor(task.model.std))
+
+
+def test_a_discriminator_that_ends_in_one_pixel_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ConfigError, match="first_stride 1"):
+        prepared(**{"pixelda.first_stride": 2})
+
+
+def test_what_is_not_measured_cannot_choose_the_epoch() -> None:
+    assert "generated_accuracy" in prepared().selectable
+    assert "generated_accuracy" not in prepared(method="dann").selectable
 
 
 def test_ragged_last_batches_train(task: DomainAdaptation) -> None:

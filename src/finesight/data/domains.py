@@ -10,9 +10,10 @@ from pydantic import Field
 
 from finesight import cache
 from finesight.config import Section
-from finesight.data import folders, groups, loading, mnist_m, splits
+from finesight.data import folders, loading, mnist_m, splits
 from finesight.data.config import DataConfig
 from finesight.data.fingerprint import content_hashes
+from finesight.data.problems import examples
 from finesight.data.samples import Samples, array_images, relabelled, take_rows
 from finesight.errors import ConfigError, DataError
 
@@ -30,6 +31,9 @@ class DomainDataConfig(Section):
         None,
         description="Images of the other domain; labels, where there are any, only measure. A folder or zip "
         "without class folders is unlabelled. With backgrounds: the test images alone",
+    )
+    target_labels: Literal["auto", "none"] = Field(
+        "auto", description="'none' reads the target without labels, whatever its folders are called"
     )
     backgrounds: str | None = Field(
         None,
@@ -87,6 +91,8 @@ class DomainDataConfig(Section):
         notes = [
             "Source: train, validation and source_test, all labelled. Target: target_train, whose labels no training "
             "or selection sees, and test."
+            if data["train"]["domain"][0] == "source"
+            else "Train and validation are the target's own, with their labels: an upper bound, not an adaptation."
         ]
         if self.backgrounds:
             notes.append(
@@ -126,6 +132,11 @@ def load(config: DomainDataConfig, seed: int, *, supervised_target: bool = False
     return found
 
 
+def load_test(config: DomainDataConfig, classes: list[str]) -> datasets.Dataset:
+    """The labelled images of `config.target` (its test split where it has one) as a test of the target."""
+    return _of_domain(loading.load_test_set(config.of(config.target), classes), "target")
+
+
 def _of_domain(dataset: datasets.Dataset, name: str) -> datasets.Dataset:
     return dataset.add_column("domain", [name] * len(dataset))
 
@@ -136,26 +147,42 @@ def _target(
     """Training and test images of the target; no test where nothing is labelled."""
     if config.backgrounds is not None:
         return _blended(config, source, classes, seed)
-    unlabelled = folders.read_unlabelled(Path(str(config.target)).expanduser())
+    place = Path(str(config.target)).expanduser()
+    unlabelled = folders.read_unlabelled(place, classes, every=config.target_labels == "none")
     if unlabelled is not None:
-        dataset = unlabelled.to_dataset(groups.resolve(unlabelled, config.group), classes)
+        # Nothing of it is split or measured, so it needs no groups.
+        dataset = unlabelled.to_dataset(unlabelled.ids, classes)
         return _limited(dataset, config.limit_train, seed), None
     parts = loading.load(config.of(config.target), seed)
     unknown = sorted(set(parts["train"].features["label"].names) - set(classes))
     if unknown:
         raise DataError(
             f"{config.target}: classes that the source does not have: {', '.join(unknown[:8])}. The source has "
-            f"{', '.join(classes)}; both domains need the same classes."
+            f"{', '.join(classes)}; both domains need the same classes. If these folders are no classes: "
+            "--data.target_labels none."
         )
     train = datasets.concatenate_datasets([parts["train"], parts["validation"]])
+    if config.group is not None:
+        _refuse_shared_groups(source, parts["test"], config)
     return relabelled(train, classes), relabelled(parts["test"], classes)
+
+
+def _refuse_shared_groups(source: datasets.DatasetDict, test: datasets.Dataset, config: DomainDataConfig) -> None:
+    """What was imaged by both cameras must not be trained on under one and tested under the other."""
+    shared = sorted((set(source["train"]["group"]) | set(source["validation"]["group"])) & set(test["group"]))
+    if shared:
+        raise DataError(
+            f"{len(shared)} groups ({examples(shared)}) are in the source's training images and in the target's test: "
+            f"the same origin on both sides. Split {config.source} and {config.target} into train and test folders by "
+            "that origin, the same way."
+        )
 
 
 def _blended(
     config: DomainDataConfig, source: datasets.DatasetDict, classes: list[str], seed: int
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """An MNIST-M of the source's digits: no photograph is in both halves."""
-    over_train, over_test = _photographs(str(config.backgrounds))
+    over_train, over_test = _photographs(str(config.backgrounds), all_for_training=config.target is not None)
     digits = datasets.concatenate_datasets([source["train"], source["validation"]])
     train = _blend(digits, over_train, classes, seed, "train", config)
     if config.target is not None:
@@ -163,15 +190,24 @@ def _blended(
     return train, _blend(source["test"], over_test, classes, seed + 1, "test", config)
 
 
-def _photographs(place: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _photographs(place: str, *, all_for_training: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """For the training and for the test half; the latter is empty where the test images are given."""
     if place == "sklearn:photographs":
         from sklearn.datasets import load_sample_images
 
         photos = list(load_sample_images().images)
     else:
         photos = mnist_m.read_backgrounds(Path(place).expanduser())
+    if all_for_training:
+        return photos, []
     if len(photos) >= 5:
         return mnist_m.split_backgrounds(photos)
+    narrowest, enough = min(photo.shape[1] for photo in photos), _TEST_PART * 2 * _DIGIT
+    if narrowest < enough:
+        raise DataError(
+            f"{place}: with fewer than five photographs, the right quarter of each is for the test half, and one is only "
+            f"{narrowest} pixels wide. Give wider ones ({enough} pixels), at least five, or test images by --data.target."
+        )
     cuts = [photo.shape[1] - photo.shape[1] // _TEST_PART for photo in photos]
     return (
         [photo[:, :cut] for photo, cut in zip(photos, cuts, strict=True)],
@@ -193,7 +229,8 @@ def _blend(
         digits, content_hashes(digits, directory), directory, _DIGIT, "squash", config.sixteen_bit, _quiet
     )
     cache.refuse(faults, 0)
-    grey = pixels[:, 0].numpy()
+    # Grey digits have three equal channels; of a colour source this is the mean.
+    grey = pixels.float().mean(dim=1).round().byte().numpy()
     border = (config.margin, config.margin)
     shown = np.pad(mnist_m.with_ink(grey) if config.ink == "full" else grey, ((0, 0), border, border))
     made = mnist_m.synthesise(shown, photos, seed)

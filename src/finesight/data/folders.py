@@ -34,8 +34,11 @@ def read_zip(path: Path) -> Samples:
     return _arrange(names, folders, str(path), lambda name: zip_path(str(path), name))
 
 
-def read_unlabelled(root: Path) -> Samples | None:
-    """Samples of a folder or zip whose images lie in no class folder, with label -1; None for anything else."""
+def read_unlabelled(root: Path, classes: list[str], *, every: bool = False) -> Samples | None:
+    """Samples with label -1 of a folder or zip whose images lie in one folder that is none of `classes`.
+
+    None for anything else; with `every`, all images below `root`, in whatever folders.
+    """
     if root.is_dir():
         files, _ = _walk(str(root))
         paths = {name: f"{root}{os.sep}{name}" for name in files}
@@ -44,7 +47,8 @@ def read_unlabelled(root: Path) -> Samples | None:
     else:
         return None
     names = sorted(name for name in paths if is_image_name(name))
-    if not names or len({name.rpartition("/")[0] for name in names}) > 1:
+    parents = {name.rpartition("/")[0] for name in names}
+    if not names or (not every and (len(parents) > 1 or parents.pop().rpartition("/")[2] in classes)):
         return None
     refuse(_not_utf8(names, str(root)))
     images = path_images([os.path.abspath(paths[name]) if root.is_dir() else paths[name] for name in names])

@@ -61,7 +61,7 @@ class PixelDAGenerator(nn.Module):
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         """[B, 3, S, S], [B, noise] -> [B, 3, S, S]."""
         channel = self.spread(noise).view(-1, 1, self.image_size, self.image_size)
-        maps = torch.relu(self.first(torch.cat([images, channel.to(images.dtype)], dim=1)))
+        maps = torch.relu_(self.first(torch.cat([images, channel.to(images.dtype)], dim=1)))
         return torch.tanh(self.last(self.blocks(maps)).float())
 
 
@@ -73,14 +73,14 @@ class Residual(nn.Module):
         self.body = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1),
             nn.BatchNorm2d(width),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(width, width, 3, padding=1),
             nn.BatchNorm2d(width),
         )
 
     def forward(self, maps: Tensor) -> Tensor:
         """[B, C, S, S] -> [B, C, S, S]."""
-        return maps + self.body(maps)
+        return self.body(maps).add_(maps)
 
 
 class PixelDADiscriminator(nn.Module):
@@ -99,7 +99,7 @@ class PixelDADiscriminator(nn.Module):
             layers += [
                 nn.Conv2d(inputs, outputs, 3, stride, padding=1),
                 nn.BatchNorm2d(outputs),
-                nn.LeakyReLU(0.2),
+                nn.LeakyReLU(0.2, inplace=True),
                 NoisyDropout(noise, dropout),
             ]
             side, inputs = -(-side // stride), outputs

@@ -201,7 +201,8 @@ def summary_lines(metrics: dict[str, Any], run: dict[str, Any]) -> list[str]:
     name = numbers.main_metric(test)
     if name is None:
         return ["There are no test metrics."]
-    lines = [f"Test {_summary(name, test[name])}"]
+    whose = "Source test (the target has no labels)" if run.get("task") == "domain-adaptation" else "Test"
+    lines = [f"{'Target test' if 'source_test' in metrics else whose} {_summary(name, test[name])}"]
     for split, title in FURTHER.items():
         if name in (metrics.get(split) or {}):
             lines.append(f"{title} {_summary(name, metrics[split][name])}")

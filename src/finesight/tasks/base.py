@@ -45,6 +45,9 @@ class Task(Protocol):
     metric: "Metric"
     """Per-sample statistics and the function of their sum."""
 
+    test_set: str
+    """The option of `data` that names another test set for a finished run."""
+
     selectable: tuple[str, ...]
     """What `train.select` may name: values of `validators` and of the metric on validation."""
 

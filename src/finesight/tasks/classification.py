@@ -18,7 +18,7 @@ from finesight.data import histograms, transforms
 from finesight.data.batches import Batch, Batches
 from finesight.data.config import DataConfig
 from finesight.data.decoding import decode
-from finesight.data.loading import load
+from finesight.data.loading import load, load_test_set
 from finesight.data.transforms import AugmentConfig
 from finesight.engine import Engine, Precision
 from finesight.evaluate import EvaluationConfig
@@ -59,6 +59,7 @@ class Classification:
     Config = ClassificationConfig
     higher_is_better = staticmethod(higher_is_better)
     measured = ("validation", "test")
+    test_set = "root"
 
     def __init__(
         self,
@@ -87,6 +88,11 @@ class Classification:
     def load(config: ClassificationConfig) -> "DatasetDict":
         """train, validation and test, before anything is decoded."""
         return load(config.data, config.seed)
+
+    @staticmethod
+    def load_test(config: ClassificationConfig, classes: list[str]) -> "Dataset":
+        """Another test set for a finished run."""
+        return load_test_set(config.data, classes)
 
     def prepare(self, data: "DatasetDict") -> "DatasetDict":
         """Decode (once), cache frozen features where that is sound; returns the data without unreadable images."""
@@ -129,7 +135,7 @@ class Classification:
         """What the frozen backbone makes of every image, float32 [N, D], from the cache."""
         size, data = batches.columns["image"].shape[-1], self.config.data
         key = cache.key_of(
-            "features-1", state_hash(self.model.backbone), self.model.spec_key(), self.engine.precision,
+            "features-2", state_hash(self.model.backbone), self.model.spec_key(), self.engine.precision,
             self.engine.device.type, torch.__version__, str(size), self.fit, data.sixteen_bit, *hashes,
         )  # fmt: skip
         step = self._images_at_once()

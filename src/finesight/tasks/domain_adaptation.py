@@ -24,6 +24,7 @@ from finesight.data.batches import Batch, Batches
 from finesight.data.decoding import decode
 from finesight.data.domains import DomainDataConfig
 from finesight.engine import Engine, Precision
+from finesight.errors import ConfigError
 from finesight.evaluate import EvaluationConfig, predict, scores
 from finesight.metrics import classification as metric
 from finesight.metrics.classification import ClassificationMetric
@@ -36,7 +37,7 @@ from finesight.tasks.base import Figures, Loss, Say
 from finesight.tasks.new_images import classify_images
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
 
     from finesight.metrics.bootstrap import Metric
 
@@ -65,6 +66,12 @@ class PixelDAConfig(Section):
     first_stride: int = Field(1, ge=1, le=2, description="Stride of the discriminator's first convolution")
 
 
+class AdaptationModelConfig(ModelConfig):
+    """The classifier that is adapted."""
+
+    name: str = Field("pixelda", min_length=1, description=str(ModelConfig.model_fields["name"].description))
+
+
 class AdaptationTrainConfig(TrainConfig):
     """How the weights are learned; the epoch is chosen without target labels."""
 
@@ -84,7 +91,7 @@ class DomainAdaptationConfig(Section):
     precision: Precision = Field("auto", description="auto is bf16 where the hardware multiplies it natively")
     method: Literal["pixelda", "dann", "source-only", "target-only"] = Field("pixelda", description="How to adapt")
     data: DomainDataConfig = DomainDataConfig()
-    model: ModelConfig = ModelConfig(name="pixelda")
+    model: AdaptationModelConfig = AdaptationModelConfig()
     pixelda: PixelDAConfig = PixelDAConfig()
     train: AdaptationTrainConfig = AdaptationTrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -104,6 +111,7 @@ class DomainAdaptation:
     """The domain adaptation task; see `tasks.base.Task` for the contract."""
 
     Config = DomainAdaptationConfig
+    test_set = "target"
 
     def __init__(
         self,
@@ -120,6 +128,11 @@ class DomainAdaptation:
         self.modules: dict[str, nn.Module] = {"model": self.model}
         size, options = self.model.image_size, config.pixelda
         if config.method == "pixelda":
+            if size <= 8 * options.first_stride:
+                raise ConfigError(
+                    f"model.image_size {size}: the discriminator would look at a single pixel at last. Give more than "
+                    f"{8 * options.first_stride}, or pixelda.first_stride 1."
+                )
             self.generator = PixelDAGenerator(size, options.noise, options.width, options.blocks)
             self.discriminator = PixelDADiscriminator(options.first_stride, size)
             self.modules |= {"generator": self.generator, "discriminator": self.discriminator}
@@ -132,7 +145,8 @@ class DomainAdaptation:
         self.audit = adaptation.audit(nn.ModuleDict(self.modules))
         self.fit = config.data.fit or self.model.fit
         self.metric: Metric = ClassificationMetric(classes)
-        self.selectable = ("loss", *self.metric.names, *VALIDATORS)
+        known = [name for name in VALIDATORS if name != "generated_accuracy" or config.method == "pixelda"]
+        self.selectable = ("loss", *self.metric.names, *known)
 
     @staticmethod
     def higher_is_better(name: str) -> bool:
@@ -146,13 +160,19 @@ class DomainAdaptation:
         """train and validation (source), source_test, target_train, test (target); see `domains.load`."""
         return domains.load(config.data, config.seed, supervised_target=config.method == "target-only")
 
+    @staticmethod
+    def load_test(config: DomainAdaptationConfig, classes: list[str]) -> "Dataset":
+        """Other labelled target images for a finished run."""
+        return domains.load_test(config.data, classes)
+
     def prepare(self, data: "DatasetDict") -> "DatasetDict":
         """Decode every split once; returns the data without unreadable images."""
         config = self.config
         data, self.pixels = self._decoded(data)
         self.labels = {split: np.asarray(data[split]["label"], dtype=np.int64) for split in data}
         self.labelled_target = "test" in data and data["test"]["domain"][0] == "target"
-        self.measured = tuple(split for split in data if split != "train" and (self.labels[split] >= 0).all())
+        trained = ("train", "target_train") if self.config.method == "target-only" else ("train",)
+        self.measured = tuple(split for split in data if split not in trained and (self.labels[split] >= 0).all())
         self._held_out = {
             split: Batches(
                 list(data[split]["id"]),
@@ -177,7 +197,8 @@ class DomainAdaptation:
             found = decode(part, options, inner, self.fit, self.engine, self.say)
             for split, held in found.pixels.items():
                 data[split] = found.data[split]
-                pixels[split] = transforms.resize(functional.pad(held, (margin,) * 4), size)
+                framed = functional.pad(held, (margin,) * 4) if margin else held
+                pixels[split] = transforms.resize(framed, size)
         return data, {split: pixels[split] for split in data}
 
     def _prepare_training(self, ids: list[str]) -> None:
@@ -248,13 +269,9 @@ class DomainAdaptation:
         # The strength grows from 0 to 1: early features are not yet worth confusing (section 5.2.2).
         done = batch["progress"][0].item() / self.config.train.epochs
         domain = self.domain(features, 2 / (1 + np.exp(-10 * done)) - 1).float()
-        of_target = torch.zeros_like(domain)
-        of_target[half:] = 1
-        adversarial = functional.binary_cross_entropy_with_logits(domain, of_target)
-        observed = {
-            "accuracy": _accuracy(logits, batch),
-            "domain_accuracy": ((domain > 0) == (of_target > 0)).float().mean(),
-        }
+        adversarial = functional.softplus(domain[:half]).mean() + functional.softplus(-domain[half:]).mean()
+        told_apart = ((domain[:half] < 0).float().mean() + (domain[half:] > 0).float().mean()) / 2
+        observed = {"accuracy": _accuracy(logits, batch), "domain_accuracy": told_apart}
         yield Loss("model", functional.cross_entropy(logits, batch["label"]) + adversarial, observed)
 
     def _pixelda_step(self, batch: Batch) -> Iterator[Loss]:
@@ -345,7 +362,7 @@ class DomainAdaptation:
     # ---- judging ------------------------------------------------------------------------------
 
     def baselines(self) -> dict[str, dict[str, NDArray[Any]]]:
-        """The source's majority class, and a linear classifier on the source's colour histograms."""
+        """The majority class of the training images, and a linear classifier on their colour histograms."""
         share = np.bincount(self.labels["train"], minlength=len(self.classes)) / len(self.labels["train"])
         linear = histograms.linear_classifier(self.pixels["train"], self.labels["train"], len(self.classes))
         return {
@@ -377,7 +394,7 @@ class DomainAdaptation:
         return figures(self, predictions, history, metrics)
 
     def predict_images(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """Classify files (paths) or uint8 arrays [H, W, 3] of either domain with the adapted classifier."""
+        """Classify files (paths) or uint8 arrays [H, W, 3] of the target with the adapted classifier."""
         return classify_images(self, inputs)
 
 
@@ -392,8 +409,9 @@ def information(probabilities: NDArray[np.float64]) -> float:
 
 
 def content_similarity(source: Tensor, fake: Tensor, content: Tensor) -> Tensor:
-    """Masked pairwise mean squared error (Bousmalis et al. 2017, eq. 5), a scalar; 0 where they differ by a constant.
+    """Masked pairwise mean squared error, a scalar; 0 where they differ by a constant.
 
+    Bousmalis et al. 2017, eq. 5, with k the number of pixels that count, so that the mask does not scale it.
     source, fake: float32 [B, 3, S, S]; content: bool of the same shape, the pixels that count.
     """
     mask = content.float()
