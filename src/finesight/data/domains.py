@@ -205,8 +205,8 @@ def _photographs(place: str, *, all_for_training: bool) -> tuple[list[np.ndarray
     narrowest, enough = min(photo.shape[1] for photo in photos), _TEST_PART * 2 * _DIGIT
     if narrowest < enough:
         raise DataError(
-            f"{place}: with fewer than five photographs, the right quarter of each is for the test half, and one is only "
-            f"{narrowest} pixels wide. Give wider ones ({enough} pixels), at least five, or test images by --data.target."
+            f"{place}: of fewer than five photographs, the right quarter of each is for the test half, and one is "
+            f"only {narrowest} pixels wide. Give wider ones ({enough} pixels), or more, or --data.target."
         )
     cuts = [photo.shape[1] - photo.shape[1] // _TEST_PART for photo in photos]
     return (
