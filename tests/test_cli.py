@@ -375,3 +375,97 @@ def test_two_processes_give_the_same_run(images: Path, tmp_path: Path) -> None:
     assert rows[0]["id"].equals(rows[1]["id"])
     done = subprocess.run([*torchrun, "eval", str(tmp_path / "one"), "--json"], capture_output=True, text=True)
     assert json.loads(done.stdout) == metrics[0], "the same weights give the same metrics exactly"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "1"], "--seeds: '1' is not a number of seeds"),
+        (["--seeds", "x"], "--seeds: 'x' is not a number of seeds"),
+        (["--seeds", "-3"], "--seeds: '-3' is not"),
+        (["--seeds"], "--seeds: a value is missing"),
+        (["--seeds=2", "--train.lr", "-1"], "train.lr: input should be greater than 0"),
+        (["--seeds", "2", "--data.root", "no/such/folder"], "no/such/folder"),
+        (["--out", "x"], "--out: unknown option; did you mean 'output'?"),
+        (["--resum"], "--resum: unknown option; did you mean 'resume'?"),
+        (["--sed", "3"], "--sed: unknown option; did you mean 'seed'?"),
+        (["--wings", "3"], "--wings: unknown option.\n"),
+    ],
+)
+def test_a_bad_flag_of_run_is_one_clear_error_and_leaves_nothing(
+    words: list[str], message: str, images: Path, capsys: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "classify", "--data.root", str(images), *QUICK, *words]) == 2
+    assert message in capsys.readouterr().err
+    assert [path for path in tmp_path.rglob("*") if path.name != "runs"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["eval", "--help"], ["finesight eval RUN", "--split", "--data.root"]),
+        (["eval", "runs/a", "-h"], ["finesight eval RUN"]),
+        (["predict", "--help"], ["finesight predict", "image files", "--json"]),
+        (["compare", "--help"], ["finesight compare", "two run folders or more", "--output"]),
+        (["replay", "--help"], ["finesight replay", "bit for bit"]),
+        (["data", "check", "--help"], ["finesight data check", "exit code 1", "--group TEXT", "--splits"]),
+        (["data", "--help"], ["finesight data check"]),
+        (["demo", "--help"], ["--domains", "--output"]),
+        (["list", "--help"], ["--json"]),
+        (["run", "classify", "--help"], ["--seeds INTEGER", "--resume", "--train.lr"]),
+        (["--help"], ["--seeds N", "--domains"]),
+    ],
+)
+def test_every_command_has_help(words: list[str], said: list[str], capsys: Any) -> None:
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert all(part in printed for part in said), printed
+    assert "--root" not in printed
+
+
+def test_the_demo_of_domains_refuses_a_used_folder_before_it_trains(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "pixelda").mkdir()
+    assert main(["demo", "--domains", "--output", str(tmp_path)]) == 2
+    assert "pixelda: is there already" in capsys.readouterr().err
+    assert not (tmp_path / "source-only").exists()
+
+
+def test_the_demo_of_domains_trains_both_on_the_same_data_and_compares_them(
+    tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    from finesight import recipes
+
+    name, base = recipes.read("demo-domains")
+    base["train"] |= {"epochs": 1}
+    base["data"] |= {"limit_train": 40, "limit_validation": 20, "limit_test": 30}
+    base["pixelda"] |= {"width": 4, "blocks": 1}
+    base["evaluation"] = {"resamples": 100}
+    monkeypatch.setattr(recipes, "read", lambda recipe: {"demo-domains": (name, base)}[recipe])
+    assert main(["demo", "--domains", "--output", str(tmp_path / "both")]) == 0
+    printed = capsys.readouterr().out
+    runs = [tmp_path / "both" / method for method in ("source-only", "pixelda")]
+    stamps = [json.loads((run / "run.json").read_text())["data"]["fingerprints"] for run in runs]
+    assert stamps[0] == stamps[1]
+    values = [json.loads((run / "metrics.json").read_text())["test"]["accuracy"]["value"] for run in runs]
+    for run, value in zip(runs, values, strict=True):
+        assert re.search(rf"{run.name} +{value:.4f}  \[", printed)
+        assert f"Report of {run.name}: {run / 'report.html'}" in printed
+        assert (run / "report.html").is_file()
+    assert f"pixelda - source-only: {values[1] - values[0]:+.4f} [" in printed
+    assert "top_5_accuracy (" not in printed, "only the accuracy is compared in the console"
+    assert "p = " in (tmp_path / "both" / "comparison.html").read_text()
+
+
+def test_sigterm_in_a_run_of_seeds_names_the_command_that_continues_all_of_them(images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "several"
+    words = ["run", "classify", "--data.root", str(images), "--output", str(output), "--seeds", "2", *QUICK]
+    process = subprocess.Popen([sys.executable, "-m", "finesight", *words], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(output.glob("seed-0/checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert errors.endswith(f"Continue with: finesight run --resume --output {output}\n")
+    assert "Traceback" not in errors

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -17,11 +18,13 @@ usage: finesight COMMAND ...
 
 Adapt vision models to your own images, and know how far to trust the result.
 
-  demo                        train on real digits in a minute and write a report
+  demo                        train on real digits, in about a minute, and write a report
+      --domains               adapt to digits over photographs without their labels, in about three minutes
   list [--json]               the recipes
   run RECIPE [options]        train, evaluate, report; finesight run RECIPE --help shows every option
       --output DIR            the run folder (default runs/RECIPE-TIME)
       --resume                continue the run in DIR, bit for bit
+      --seeds N               the same run with N seeds, and how much its numbers vary
       --data.root PATH        your images: a folder, zip, CSV/JSONL/parquet, npz, or hub:OWNER/NAME
   eval RUN [--json]           measure a run's stored weights again
   predict RUN FILE... [--json]
@@ -68,6 +71,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
+    except SystemExit as left:
+        if left.code not in (0, None):
+            raise
+        return 0  # argparse printed its help
     except BrokenPipeError:
         # The reader of our output went away (finesight list | head): no fault of anybody.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -86,16 +93,19 @@ def _program() -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    def __init__(self, command: str) -> None:
-        super().__init__(prog=f"finesight {command}", allow_abbrev=False)
+    def __init__(self, command: str, about: str, more: str | None = None) -> None:
+        keep = argparse.RawDescriptionHelpFormatter
+        super().__init__(
+            prog=f"finesight {command}", allow_abbrev=False, description=about, epilog=more, formatter_class=keep
+        )
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{self.prog}: {message}. See finesight --help.")
 
 
 def _list(words: list[str]) -> int:
-    parser = _Parser("list")
-    parser.add_argument("--json", action="store_true")
+    parser = _Parser("list", "The recipes.")
+    parser.add_argument("--json", action="store_true", help="as JSON")
     chosen = parser.parse_args(words)
     from finesight import recipes
 
@@ -117,38 +127,66 @@ def _run(words: list[str]) -> int:
     if "--help" in rest or "-h" in rest or (recipe is None and "--resume" not in rest):
         return _run_help(recipe)
     output, rest = _taken(rest, "--output")
+    given, rest = _taken(rest, "--seeds")
+    count = None if given is None else _seed_count(given)
     resume = "--resume" in rest
     rest = [word for word in rest if word != "--resume"]
     if resume and output is None:
         raise ConfigError("--resume: say which run to continue: finesight run --resume --output DIR.")
-    if recipe is None:
-        from finesight.run_folder import open_run
+    place = Path(output) if output else None
+    named = recipes.read(recipe) if recipe else None
+    from finesight import experiment, seeds
 
-        assert output is not None
-        name = open_run(output).recorded("recipe")
-        base = config.read_yaml(Path(output) / "config.yaml")
-    else:
-        name, base = recipes.read(recipe)
+    several = count is not None or (resume and seeds.holds_seeds(place))
+    name, base = named or _recipe_of(str(output))
     kind = recipes.task_class(base).Config
     try:
         options = config.parse_flags(rest, kind)
     except ConfigError as error:
         raise _with_all_problems(error, kind, base) from None
-    from finesight import experiment
-
-    experiment.execute(name, base, options, Path(output) if output else None, resume, ["finesight", "run", *words])
+    command = ["finesight", "run", *words]
+    if several:
+        seeds.execute(name, base, options, place, count, resume, command)
+    else:
+        experiment.execute(name, base, options, place, resume, command)
     return 0
+
+
+def _seed_count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) < 2:
+        raise ConfigError(f"--seeds: {text!r} is not a number of seeds; give a whole number from 2 on.")
+    return int(text)
+
+
+def _recipe_of(output: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of what is to be continued."""
+    from finesight import config, seeds
+    from finesight.run_folder import open_run
+
+    if seeds.holds_seeds(Path(output)):
+        plan = seeds.read_plan(Path(output))
+        return plan["recipe"], plan["options"]
+    return open_run(output).recorded("recipe"), config.read_yaml(Path(output) / "config.yaml")
 
 
 def _with_all_problems(error: ConfigError, kind: Any, base: dict[str, Any]) -> ConfigError:
     """What is wrong with the flags, and with the values of those that could be read."""
     from finesight import config
 
+    problems = [_with_nearest_flag(problem) for problem in error.problems]
     try:
         config.build(kind, base, error.understood)
     except ConfigError as more:
-        return ConfigError(*error.problems, *more.problems)
-    return error
+        problems += more.problems
+    return ConfigError(*problems)
+
+
+def _with_nearest_flag(problem: str) -> str:
+    """`--out: unknown option.` with the nearest flag of `run` that is no option of the recipe."""
+    from finesight.config import nearest
+
+    found = re.fullmatch(r"--(\S+): unknown option\.", problem)
+    return f"{problem[:-1]}{nearest(found[1], ['output', 'resume', 'seeds'])}." if found else problem
 
 
 def _run_help(recipe: str | None) -> int:
@@ -165,25 +203,26 @@ def _run_help(recipe: str | None) -> int:
     print(f"usage: finesight run {name} [options]\n\n{base.get('description', '')}\n")
     print("  --output DIR\n        The run folder [default: runs/RECIPE-TIME]")
     print("  --resume\n        Continue the run in --output, bit for bit [default: false]")
+    print("  --seeds INTEGER\n        Run with this many seeds, from --seed on, and show how much the numbers vary")
     print(config.describe(kind, config.build(kind, base)))
     return 0
 
 
 def _demo(words: list[str]) -> int:
-    parser = _Parser("demo")
-    parser.add_argument("--output")
+    parser = _Parser("demo", "Train on scikit-learn's handwritten digits and write a report.")
+    parser.add_argument("--domains", action="store_true", help="adapt to digits over photographs, without their labels")
+    parser.add_argument("--output", type=Path, help="the folder (default runs/demo-TIME)")
     chosen = parser.parse_args(words)
-    from finesight import experiment, recipes
+    from finesight import demo
 
-    name, base = recipes.read("demo")
-    print("Training a small network on scikit-learn's handwritten digits (1,797 real images) ...")
-    command = ["finesight", "demo", *words]
-    experiment.execute(name, base, {}, Path(chosen.output) if chosen.output else None, False, command)
-    print(f"\nNext, with your own images (one folder per class):\n  {_program()} run classify --data.root FOLDER")
+    run = demo.domains if chosen.domains else demo.digits
+    run(chosen.output, ["finesight", "demo", *words], _program())
     return 0
 
 
 def _eval(words: list[str]) -> int:
+    if not {"-h", "--help"}.isdisjoint(words):
+        return _eval_help()
     run, json_wanted, rest = _run_and_json("eval", words)
     split, rest = _taken(rest, "--split")
     from finesight import config, recipes, reopen
@@ -202,11 +241,25 @@ def _eval(words: list[str]) -> int:
     return 0
 
 
+def _eval_help() -> int:
+    print("""\
+usage: finesight eval RUN [--json] [--split SPLIT] [options]
+
+Measure a run's stored weights again, on its own data or on another test set; writes nothing.
+
+  --json              as JSON
+  --split SPLIT       test or validation [default: test]
+  --data.root PATH    another test set with the same classes, measured whole or its test split
+  --evaluation.*, --data.cache_dir
+                      as in finesight run RECIPE --help""")
+    return 0
+
+
 def _predict(words: list[str]) -> int:
-    parser = _Parser("predict")
-    parser.add_argument("run", type=Path)
-    parser.add_argument("files", nargs="+")
-    parser.add_argument("--json", action="store_true")
+    parser = _Parser("predict", "Classify new images with a run.")
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("files", nargs="+", help="image files")
+    parser.add_argument("--json", action="store_true", help="as JSON, with the score of every class")
     chosen = parser.parse_args(words)
     from finesight import reopen
 
@@ -222,10 +275,10 @@ def _predict(words: list[str]) -> int:
 
 
 def _compare(words: list[str]) -> int:
-    parser = _Parser("compare")
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--output", type=Path)
+    parser = _Parser("compare", "Paired comparison of runs on one test set; every run with the first one.")
+    parser.add_argument("runs", nargs="+", type=Path, help="two run folders or more")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--output", type=Path, help="also write it as an HTML page into this file")
     chosen = parser.parse_args(words)
     if len(chosen.runs) < 2:
         raise ConfigError("compare: needs two runs or more, e.g. finesight compare runs/a runs/b.")
@@ -245,9 +298,9 @@ def _compare(words: list[str]) -> int:
 
 
 def _replay(words: list[str]) -> int:
-    parser = _Parser("replay")
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--output", type=Path)
+    parser = _Parser("replay", "Train a run again and compare every loss and metric bit for bit.")
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--output", type=Path, help="keep the new run in this folder")
     chosen = parser.parse_args(words)
     from finesight import reopen
 
@@ -263,17 +316,25 @@ def _replay(words: list[str]) -> int:
 
 
 def _data(words: list[str]) -> int:
-    if not words or words[0] != "check":
+    wants_help = not {"-h", "--help"}.isdisjoint(words)
+    if not wants_help and (not words or words[0] != "check"):
         given = words[0] if words else "nothing"
         raise ConfigError(f"data: {given!r} is not a data command; there is: finesight data check PATH.")
-    parser = _Parser("data check")
-    parser.add_argument("path")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--output")
-    chosen, rest = parser.parse_known_args(words[1:])
     from finesight import config
-    from finesight.data import check
     from finesight.data.config import DataConfig
+
+    about = "Corrupt files, duplicates and leaks between splits; exit code 1 when it finds corrupt files or a leak."
+    more = None
+    if wants_help:
+        # The first option is the data's place, which PATH gives here.
+        described = config.describe(DataConfig).partition("  --revision ")
+        more = "how the data is read, as in finesight run:\n" + "".join(described[1:])
+    parser = _Parser("data check", about, more)
+    parser.add_argument("path", help="a folder, zip, CSV/JSONL/parquet, npz, or hub:OWNER/NAME")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--output", help="also write a page and tables into this folder")
+    chosen, rest = parser.parse_known_args(words if wants_help else words[1:])
+    from finesight.data import check
 
     options = config.parse_flags(rest, DataConfig)
     return check.main(chosen.path, as_json=chosen.json, output=chosen.output, options=options)
