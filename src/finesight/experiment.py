@@ -259,6 +259,7 @@ def _report(folder: RunFolder, say: Any) -> None:
     from finesight.report import html
 
     html.write_report(folder.path)
-    for line in html.summary_lines(folder.read_metrics(), folder.read_run()):
+    config, history = configuration.read_yaml(folder.config), folder.read_history()
+    for line in html.summary_lines(folder.read_metrics(), folder.read_run(), config, history):
         say(line)
     say(f"Report: {folder.report}")

@@ -1,5 +1,6 @@
-"""What the figures of a domain adaptation run are drawn with: arrays in, figures out."""
+"""Charts of two domains: losses and validators by epoch, and where the images lie before and after."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -7,131 +8,236 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finesight.report import style
+from finesight.report.domain_measures import evenly
+from finesight.report.figures import series
+from finesight.report.oracle import Oracle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SCORES = {
-    "accuracy": ("source validation accuracy", style.BLUE, "-"),
-    "generated_accuracy": ("accuracy on repainted validation images", style.GREEN, "-"),
-    "target_information": ("target information", style.PURPLE, "-"),
-    "adaptation_score": ("adaptation score", style.INK, "-"),
-    "oracle_accuracy": ("oracle: target test accuracy, never used", style.VERMILION, "--"),
-}
+Rows = Sequence[Mapping[str, Any]]
+DASHED = (0, (4, 3))
+DOTTED = (0, (1, 2))
 
 
 @style.styled
-def image_rows(rows: Mapping[str, Sequence[NDArray[np.uint8]]], columns: Sequence[str], across: str) -> "Figure":
-    """Labelled rows of images uint8 [H, W, 3], one column each; an empty name leaves a column without its label."""
-    widest = max([len(images) for images in rows.values()] + [1])
-    cell = min(0.95, (style.WIDTH - 1.9) / widest)
-    fig = style.figure(1.9 + cell * widest, 0.6 + cell * len(rows))
-    axes = fig.subplots()
-    for top, images in enumerate(rows.values()):
-        for left, image in enumerate(images):
-            axes.imshow(image, extent=(left + 0.04, left + 0.96, top + 0.96, top + 0.04), interpolation="nearest")
-    axes.set(xlim=(0, widest), ylim=(len(rows), 0), aspect="equal", anchor="W")
-    axes.set_yticks(np.arange(len(rows)) + 0.5, style.shorten(list(rows), 26), fontsize=8.5)
-    axes.set_xticks(np.arange(len(columns)) + 0.5, style.shorten(list(columns), 12), fontsize=8)
-    axes.xaxis.tick_top()
-    axes.xaxis.set_label_position("top")
-    axes.set_xlabel(across)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    return fig
+def adversarial_losses(rows: Rows, kept: int | None = None, minimax: bool = False) -> "Figure":
+    """PixelDA's losses, each a mean over the epoch's training batches, and how well the discriminator sees through.
 
-
-@style.styled
-def scores(rows: Sequence[Mapping[str, Any]], kept: int | None, chosen_by: str) -> "Figure":
-    """What is measured after each epoch, in percent; the kept epoch and the oracle's are marked."""
-    fig = style.figure(style.WIDTH, 3.9)
-    axes = fig.subplots()
-    for name, (label, colour, line) in SCORES.items():
-        points = [(row["epoch"], 100 * row["validation"][name]) for row in rows if name in row["validation"]]
-        if points:
-            axes.plot(*zip(*points, strict=True), line, marker="o", markersize=3.5, color=colour, label=label)
-    if kept is not None:
-        axes.axvline(kept, color=style.QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-        axes.plot([], [], color=style.QUIET, linewidth=1, linestyle=(0, (4, 3)), label=f"kept: epoch {kept}")
-    best = oracle_epoch(rows)
-    if best is not None:
-        value = 100 * best[1]
-        axes.plot([best[0]], [value], marker="D", markersize=9, markerfacecolor="none", color=style.VERMILION,
-                  linestyle="", label=f"the oracle's choice: epoch {best[0]}, {value:.1f} %")  # fmt: skip
-    axes.set(xlabel="epoch", ylabel="score (%)", title=f"Chosen by {chosen_by.replace('_', ' ')}")
-    axes.locator_params(axis="x", integer=True)
-    axes.grid(axis="y")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return fig
-
-
-def oracle_epoch(rows: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None:
-    """The epoch that target test labels would have chosen, and its accuracy on them; the first of equals."""
-    known = [(row["epoch"], row["validation"].get("oracle_accuracy")) for row in rows]
-    known = [(epoch, value) for epoch, value in known if value is not None]
-    return max(known, key=lambda pair: pair[1], default=None)
-
-
-@style.styled
-def losses(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Mapping[str, str]]) -> "Figure":
-    """Means over each epoch of training: {panel title: {key of history's train: label}}; shares as percent."""
-    fig = style.figure(style.WIDTH, 3.4)
-    colours = (style.BLUE, style.VERMILION, style.GREEN, style.PURPLE)
-    for axes, (title, keys) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        scale = 100 if "%" in title else 1
-        for colour, (key, label) in zip(colours, keys.items(), strict=False):
-            points = [(row["epoch"], scale * row["train"][key]) for row in rows if key in row["train"]]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, color=colour, label=label)
-        axes.set(xlabel="epoch", ylabel=title)
-        axes.locator_params(axis="x", integer=True)
-        axes.grid(axis="y")
-        axes.legend(fontsize=8.5)
-    return fig
-
-
-@style.styled
-def scatter(
-    spaces: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
-    labels: NDArray[np.int64],
-    of_target: NDArray[np.bool_],
-    classes: Sequence[str],
-) -> "Figure":
-    """Points of both domains in the plane: {title: (points [N, 2], share of variance of each axis [2])}.
-
-    Colours are the classes (grey where the label is -1), crosses the target, discs the source.
+    `rows` are those of history.jsonl. The dashed levels are those of a discriminator that tells nothing apart.
     """
-    import matplotlib
-
-    fig = style.figure(style.WIDTH, 5.0)
-    colours = matplotlib.colormaps["tab10" if len(classes) <= 10 else "turbo"](np.linspace(0, 1, max(len(classes), 2)))
-    if len(classes) <= 10:
-        colours = matplotlib.colormaps["tab10"](np.arange(len(classes)))
-    grey = np.array(matplotlib.colors.to_rgba(style.QUIET))
-    of_point = np.where(labels[:, None] >= 0, colours[np.clip(labels, 0, None)], grey)
-    panels = fig.subplots(1, len(spaces), squeeze=False)[0]
-    for axes, (title, (points, share)) in zip(panels, spaces.items(), strict=True):
-        for rows, marker, size in ((~of_target, "o", 9), (of_target, "x", 13)):
-            axes.scatter(*points[rows].T, c=of_point[rows], marker=marker, s=size, linewidths=0.8, alpha=0.65)
-        axes.set(title=title, xticks=[], yticks=[])
-        axes.set_xlabel(f"1st component, {100 * share[0]:.0f} % of the variance")
-        axes.set_ylabel(f"2nd component, {100 * share[1]:.0f} %")
-    _legend(panels[-1], classes, colours)
+    fig = style.figure(style.WIDTH, 6.6)
+    (adversarial, told), (first, second) = fig.subplots(2, 2)
+    level = -math.log(2) if minimax else math.log(2)
+    _lines(
+        adversarial,
+        rows,
+        {
+            "discrimination": ("discriminator", style.BLUE, "o"),
+            "fooling": ("generator (fooling)", style.VERMILION, "s"),
+            "content": ("content similarity", style.GREEN, "^"),
+        },
+    )
+    for value, colour in ((2 * math.log(2), style.BLUE), (level, style.VERMILION)):
+        adversarial.axhline(value, color=colour, linewidth=1, linestyle=DASHED, zorder=0)
+    adversarial.plot([], [], color=style.QUIET, linewidth=1, linestyle=DASHED, label="if nothing is told apart")
+    adversarial.set(title="Adversarial losses, without their weights", ylabel="loss (nats)")
+    _lines(
+        told,
+        rows,
+        {
+            "told_apart": ("real and generated told apart", style.BLUE, "o"),
+            "accuracy": ("classes of source images", style.ORANGE, "s"),
+            "generated_accuracy": ("classes of generated images", style.VERMILION, "^"),
+        },
+        100,
+    )
+    told.axhline(50, color=style.BLUE, linewidth=1, linestyle=DASHED, zorder=0)
+    told.set(title="Right answers in training", ylabel="training batches (%)")
+    _lines(first, rows, {"discriminator_loss": ("discriminator and classifier", style.BLUE, "o")})
+    first.set(title="Step of discriminator and classifier", ylabel="weighted loss")
+    _lines(second, rows, {"generator_loss": ("generator", style.VERMILION, "s")})
+    second.set(title="Step of the generator", ylabel="weighted loss")
+    for axes in (adversarial, told, first, second):
+        _finish(axes, kept, rows, keyed=axes in (adversarial, told))
     return fig
 
 
-def _legend(axes: "Axes", classes: Sequence[str], colours: NDArray[np.float64]) -> None:
-    from matplotlib.lines import Line2D
+@style.styled
+def reversal_losses(rows: Rows, kept: int | None = None) -> "Figure":
+    """DANN: the training loss, and how many features the domain classifier assigns to their domain."""
+    fig = style.figure(style.WIDTH, 3.8)
+    left, right = fig.subplots(1, 2)
+    _lines(left, rows, {"loss": ("classes and domains, training", style.BLUE, "o")})
+    _lines(left, rows, {"loss": ("classes, source validation", style.ORANGE, "s")}, split="validation")
+    left.set(title="Loss", ylabel="loss (nats)")
+    named = {
+        "domain_accuracy": ("domains told apart", style.BLUE, "o"),
+        "accuracy": ("classes of source images", style.ORANGE, "s"),
+    }
+    _lines(right, rows, named, 100)
+    right.axhline(50, color=style.BLUE, linewidth=1, linestyle=DASHED, zorder=0)
+    right.set(title="Right answers in training", ylabel="training batches (%)")
+    for axes in (left, right):
+        _finish(axes, kept, rows)
+    return fig
 
-    handles = [
-        Line2D([], [], marker="o", linestyle="", color=style.INK, label="source", markersize=5),
-        Line2D([], [], marker="x", linestyle="", color=style.INK, label="target", markersize=5),
+
+@style.styled
+def adaptation(
+    rows: Rows, select: str, oracle: Oracle | None = None, kept: int | None = None, validation: str = "source"
+) -> "Figure":
+    """What could be known of the target without labels by epoch, and, dashed, what they would have said.
+
+    Marked are the epoch that `select` kept, and the one that the oracle would have picked.
+    """
+    fig = style.figure(style.WIDTH, 4.6)
+    axes = fig.subplots()
+    named = {
+        "accuracy": (f"accuracy, {validation} validation", style.ORANGE, "s"),
+        "generated_accuracy": ("accuracy, repainted validation", style.PURPLE, "^"),
+        "target_information": ("target information (of ln C)", style.BLUE, "v"),
+        "adaptation_score": ("adaptation score", style.INK, "o"),
+    }
+    _lines(axes, rows, named, 100, "validation")
+    _lines(
+        axes,
+        rows,
+        {"oracle_accuracy": ("oracle: never used", style.VERMILION, "")},
+        100,
+        "validation",
+        linestyle=DASHED,
+    )
+    if kept is not None:
+        label = f"kept: epoch {kept}" + (f", oracle {100 * oracle.kept_accuracy:.1f} %" if oracle else "")
+        axes.axvline(kept, color=style.QUIET, linewidth=1.2, linestyle=DASHED, zorder=0, label=label)
+        epochs, values = series(rows, "validation", select)
+        if select in named and kept in epochs:
+            height = 100 * values[epochs.index(kept)]
+            axes.plot([kept], [height], "o", markersize=11, markerfacecolor="none", color=style.INK)
+    if oracle is not None:
+        axes.plot(
+            [oracle.best],
+            [100 * oracle.best_accuracy],
+            marker="*",
+            markersize=15,
+            linewidth=0,
+            color=style.VERMILION,
+            label=f"oracle's pick: epoch {oracle.best}, {100 * oracle.best_accuracy:.1f} %",
+        )
+        axes.axvline(oracle.best, color=style.VERMILION, linewidth=1.2, linestyle=DOTTED, zorder=0)
+    axes.set(xlabel="epoch", ylabel="accuracy, information, score (%)", title=f"Kept by {select.replace('_', ' ')}")
+    _whole_epochs(axes, rows)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        style.empty(axes, "no validation was recorded")
+    return fig
+
+
+@style.styled
+def feature_maps(
+    maps: Sequence[tuple[str, NDArray[np.float64], NDArray[np.float64]]],
+    classes: Sequence[str],
+    source_labels: NDArray[np.int64],
+    target_labels: NDArray[np.int64],
+) -> "Figure":
+    """Panels (title, points [N + M, 2], shares of the variance [2]) side by side; first N of the source, then M.
+
+    Colours are classes (-1: no label), markers are domains. Of more than ten classes, nine have a colour.
+    """
+    fig = style.figure(style.WIDTH, 5.9)
+    panels = fig.subplots(1, len(maps), squeeze=False)[0]
+    shown = evenly(range(len(classes)), 10 if len(classes) <= 10 else 9)
+    colours = {label: style.CLASS_COLOURS[place] for place, label in enumerate(shown)}
+    domains = (("source", source_labels, "o"), ("target", target_labels, "x"))
+    for number, (axes, (title, points, shares)) in enumerate(zip(panels, maps, strict=True)):
+        parts = (points[: len(source_labels)], points[len(source_labels) :])
+        for (_, labels, marker), part in zip(domains, parts, strict=True):
+            dyed = [colours.get(int(label), "#9aa5b1") for label in labels]
+            look = {"linewidths": 0.9} if marker == "x" else {"linewidths": 0}
+            axes.scatter(part[:, 0], part[:, 1], s=15, c=dyed, marker=marker, alpha=0.62, **look)
+        if number:  # The pixels do not separate the classes, so their names would lie on one another.
+            _name_classes(axes, parts[0], source_labels, shown, classes)
+        percent = [f"{100 * share:.1f} % of the variance" for share in shares]
+        axes.set(title=title, xlabel=f"component 1 ({percent[0]})", ylabel=f"component 2 ({percent[1]})")
+        axes.tick_params(labelsize=8)
+    first = panels[0]
+    keys = [
+        first.scatter([], [], s=30, c=style.INK, marker=marker, linewidths=1, label=f"{name} ({len(labels):,})")
+        for name, labels, marker in domains
     ]
-    if len(classes) <= 20:
-        names = style.shorten(list(classes), 18)
-        handles += [
-            Line2D([], [], marker="s", linestyle="", color=colour, label=name)
-            for name, colour in zip(names, colours, strict=False)
-        ]
-    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
+    names = dict(zip(range(len(classes)), style.shorten(list(classes), 22), strict=True))
+    keys += [first.scatter([], [], s=34, c=colour, marker="s", label=names[label]) for label, colour in colours.items()]
+    others = []
+    if len(shown) < len(classes):
+        others.append("other classes")
+    if (target_labels < 0).any():
+        others.append("no label")
+    if others:
+        keys.append(first.scatter([], [], s=34, c="#9aa5b1", marker="s", label=", ".join(others)))
+    widest = max(len(str(key.get_label())) for key in keys)
+    columns = max(1, min(len(keys), int(style.WIDTH / (0.45 + 0.085 * widest))))
+    fig.legend(handles=keys, loc="outside lower center", ncols=columns, columnspacing=1.1, handletextpad=0.2)
+    return fig
+
+
+def _name_classes(
+    axes: "Axes",
+    points: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    shown: Sequence[int],
+    classes: Sequence[str],
+) -> None:
+    """The names of the classes at the median of their source images."""
+    from matplotlib import patheffects
+
+    outline = [patheffects.withStroke(linewidth=2.5, foreground="white")]
+    names = style.shorten([classes[label] for label in shown], 12)
+    for label, name in zip(shown, names, strict=True):
+        part = points[labels == label]
+        if len(part):
+            x, y = np.median(part, axis=0)
+            axes.text(x, y, name, fontweight="bold", ha="center", va="center", path_effects=outline)
+
+
+def _lines(
+    axes: "Axes",
+    rows: Rows,
+    named: Mapping[str, tuple[str, str, str]],
+    scale: float = 1,
+    split: str = "train",
+    linestyle: Any = "-",
+) -> None:
+    """One line for each quantity {key: (label, colour, marker)} that the history holds."""
+    for key, (label, colour, marker) in named.items():
+        epochs, values = series(rows, split, key)
+        if values:
+            marked = marker if len(values) <= 40 else ""
+            # A single epoch has no line, so a line without markers would not be seen.
+            marked = marked or ("D" if len(values) == 1 else "")
+            scaled = [scale * value for value in values]
+            axes.plot(epochs, scaled, color=colour, marker=marked, markersize=4, linestyle=linestyle, label=label)
+
+
+def _finish(axes: "Axes", kept: int | None, rows: Rows, keyed: bool = True) -> None:
+    axes.set_xlabel("epoch")
+    _whole_epochs(axes, rows)
+    if not any(len(line.get_xdata()) and line.get_linestyle() == "-" for line in axes.lines):  # type: ignore[arg-type]
+        style.empty(axes, "nothing was recorded")
+        return
+    if kept is not None:
+        axes.axvline(kept, color=style.QUIET, linewidth=1, linestyle=DOTTED, zorder=0, label=f"kept: epoch {kept}")
+    if keyed:
+        axes.set_title(axes.get_title(loc="left"), pad=38)
+        axes.legend(fontsize=8.5, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.2)
+
+
+def _whole_epochs(axes: "Axes", rows: Rows) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.grid(axis="y")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(rows) == 1:
+        axes.set_xlim(rows[0]["epoch"] - 1, rows[0]["epoch"] + 1)

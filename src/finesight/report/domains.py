@@ -1,37 +1,36 @@
-"""The figures and alarms of a domain adaptation run."""
+"""The figures of a domain adaptation run, made from its data, networks, predictions and history."""
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-from finesight.report import domain_charts as draw
-from finesight.report.classification import best_epoch, judgement
+from finesight.report import classifier, domain_charts, domain_grids, inference
+from finesight.report.domain_alarms import from_history, from_task
+from finesight.report.domain_measures import (
+    NOISES,
+    REAL,
+    components,
+    diversity,
+    evenly,
+    nearest,
+    separability,
+)
+from finesight.report.domain_section import split_names
+from finesight.report.oracle import kept_epoch, oracle
 from finesight.tasks.base import Figures
 
 if TYPE_CHECKING:
     from finesight.tasks.domain_adaptation import DomainAdaptation
 
-SHOWN = 10  # columns of the image grids
-COMPARED = 1000  # images of each domain in the feature plane
-DRAWS = 10  # noise vectors behind the diversity
-
-LOSSES = {
-    "pixelda": {
-        "loss": {
-            "discrimination": "discriminator, real against fake",
-            "fooling": "generator, fooling it",
-        },
-        "share (%)": {
-            "told_apart": "real and fake told apart",
-            "accuracy": "source accuracy",
-            "generated_accuracy": "accuracy on repainted images",
-        },
-    },
-    "dann": {"loss": {"loss": "classifier + domain"}, "share (%)": {"domain_accuracy": "domain told apart"}},
-}
+Drawn = tuple[Any, str, str]
+POINTS = 1000  # images of each domain in the feature maps
+EXAMPLES = 12  # repainted images shown
+REPAINTED = 100  # repainted images, and real ones, behind the distances to the nearest
+LARGEST = 32  # side in pixels at which pixels themselves are compared by components
 
 
 def figures(
@@ -41,23 +40,21 @@ def figures(
     metrics: dict[str, Any],
 ) -> Figures:
     """{name: (figure, title, caption)} for the report."""
-    drawn = judgement(task, predictions, history, metrics)
-    for module in task.modules.values():
-        module.eval()
-    kept = best_epoch(history)
-    drawn["adaptation"] = (
-        draw.scores(history, kept, task.config.train.select),
-        "Choosing the epoch",
-        "Measured after each epoch. The marked epoch was kept; the target's labels had no part in it. The dashed line "
-        "is what they would have said.",
+    supervised = task.config.method == "target-only"
+    names = split_names(labelled=task.labelled_target, supervised=supervised)
+    where = f"{names['test']} images" + ("" if task.labelled_target else ", because the target has no labels")
+    drawn = classifier.judged(task, predictions["test"], metrics, where)
+    drawn["classes"] = classifier.images_per_class(task, names)
+    whose = "target" if supervised else "source"
+    drawn["samples"] = classifier.samples(
+        task, f"Labelled training images of every class, from the {whose}, as the networks receive them."
     )
-    drawn["domains"] = _domains(task)
-    if task.config.method in LOSSES:
-        drawn["losses"] = (
-            draw.losses(history, LOSSES[task.config.method]),
-            "The adversaries",
-            "Means over each epoch. Told apart in 50 % of the cases, real and fake are alike to the discriminator.",
-        )
+    drawn["adaptation"] = _adaptation(task, history)
+    if task.config.method in ("source-only", "target-only"):
+        drawn["curves"] = classifier.learning_curves(task, history)
+    else:
+        drawn["losses"] = _losses(task, history)
+    drawn["domains"] = _samples(task)
     if task.config.method == "pixelda":
         drawn["translation"] = _translation(task)
         drawn["diversity"] = _diversity(task)
@@ -65,188 +62,186 @@ def figures(
     return drawn
 
 
-def _domains(task: "DomainAdaptation") -> tuple[Any, str, str]:
-    source = _one_per_class(task.labels["train"])
-    target = np.arange(len(task.pixels["target_train"]))
-    chosen = np.random.default_rng(task.config.seed).permutation(target)[: len(source)]
-    rows = {
-        "source, training": _images(task.pixels["train"][source]),
-        "target, training": _images(task.pixels["target_train"][chosen]),
-    }
-    names = [task.classes[label] for label in task.labels["train"][source]]
+def alarms(task: "DomainAdaptation", metrics: dict[str, Any], history: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """Sentences on results that look too good or too bad, each with what to do.
+
+    Those that follow from `history` are found again when the report is written, where it is not given here.
+    """
+    return [*from_task(task, metrics), *from_history(history, kept_epoch(history))]
+
+
+# ---- by epoch ---------------------------------------------------------------------------------
+
+
+def _losses(task: "DomainAdaptation", history: list[dict[str, Any]]) -> Drawn:
+    kept = kept_epoch(history)
+    means = "Means over the training batches of each epoch. "
+    if task.config.method == "dann":
+        return (
+            domain_charts.reversal_losses(history, kept),
+            "Losses",
+            f"{means}The domain classifier tries to tell source from target features; dashed, 50 %: it cannot.",
+        )
+    options = task.config.pixelda
     return (
-        draw.image_rows(rows, names, "class of the source image"),
+        domain_charts.adversarial_losses(history, kept, options.adversarial == "minimax"),
+        "Losses",
+        f"{means}Dashed: the levels at which the discriminator tells nothing apart. In the steps the "
+        f"discriminator's loss weighs {options.discriminator_weight:g}, the generator's adversarial loss "
+        f"{options.adversarial_weight:g} and its classification loss {options.task_weight:g}.",
+    )
+
+
+def _adaptation(task: "DomainAdaptation", history: list[dict[str, Any]]) -> Drawn:
+    kept = kept_epoch(history)
+    found = oracle(history, kept)
+    domain = "target" if task.config.method == "target-only" else "source"
+    caption = f"Measured after each epoch. The kept epoch is the best by {task.config.train.select.replace('_', ' ')}"
+    if found is None:
+        caption += "; what the target's labels would have said is not known."
+    else:
+        caption += (
+            f" (target test {100 * found.kept_accuracy:.1f} %); the target's test labels, which are never used, would "
+            f"have picked epoch {found.best} ({100 * found.best_accuracy:.1f} %)."
+        )
+    chart = domain_charts.adaptation(history, task.config.train.select, found, kept, domain)
+    return chart, "Adaptation by epoch", caption
+
+
+# ---- images -----------------------------------------------------------------------------------
+
+
+def _samples(task: "DomainAdaptation", each: int = 3) -> Drawn:
+    generator = np.random.default_rng([task.config.seed, 12])
+    from_source = "source_test" if "source_test" in task.pixels else "test"
+    of_class = each * domain_grids.columns_of(len(task.classes))
+    source = _by_class(task, from_source, of_class, generator)
+    target: Any
+    if task.labelled_target:
+        target, said = _by_class(task, "test", of_class, generator), "target test images"
+    else:
+        rows = generator.permutation(len(task.pixels["target_train"]))[: each * domain_grids.MOST_COLUMNS]
+        target, said = [classifier.image(task, "target_train", int(row)) for row in rows], "target training images"
+    return (
+        domain_grids.domain_samples(source, target, each),
         "The two domains",
-        "Training images as the networks receive them. The target's are drawn at random: their classes are not known.",
+        f"Source test images above, {said} below, chosen at random.",
     )
 
 
-def _translation(task: "DomainAdaptation") -> tuple[Any, str, str]:
-    """Source images, what the generator makes of them, and the real target images nearest to that."""
-    rows = _one_per_class(task.labels["validation"])
-    source = task.pixels["validation"][rows]
-    painted = _painted(task, source, np.random.default_rng(task.config.seed))
-    nearest = [_nearest(image, task.pixels["target_train"]) for image in painted]
-    shown = {
-        "source": _images(source),
-        "generated": _images(painted),
-        "nearest real target": _images(task.pixels["target_train"][nearest]),
+def _by_class(
+    task: "DomainAdaptation", split: str, each: int, generator: np.random.Generator
+) -> dict[str, list[NDArray[np.uint8]]]:
+    chosen = {}
+    for label, name in enumerate(task.classes):
+        rows = generator.permutation(np.flatnonzero(task.labels[split] == label))[:each]
+        chosen[name] = [classifier.image(task, split, int(row)) for row in rows]
+    return chosen
+
+
+def _translation(task: "DomainAdaptation", count: int = 3) -> Drawn:
+    generator = np.random.default_rng([task.config.seed, 13])
+    source, pool = task.pixels["validation"], task.pixels["target_train"]
+    order = generator.permutation(len(source))[:REPAINTED]
+    rows = _one_of_each(order, task.labels["validation"])
+    noise = generator.uniform(-1, 1, (len(rows), task.config.pixelda.noise)).astype(np.float32)
+    made = inference.painted(task, source[rows], noise)
+    places, distances = nearest(made, pool, count)
+    real = generator.permutation(len(pool))[:REPAINTED]
+    # The nearest to a training image is itself.
+    _, among = nearest(pool[real].float() / 255, pool, 2)
+    examples = range(min(EXAMPLES, len(rows)))
+    figure = domain_grids.translation_grid(
+        [classifier.image(task, "validation", int(rows[k])) for k in examples],
+        inference.seen(made[: len(examples)]),
+        [[classifier.image(task, "target_train", int(row)) for row in places[k]] for k in examples],
+        [task.classes[task.labels["validation"][rows[k]]] for k in examples],
+    )
+    caption = (
+        "Source validation images, what the generator makes of them, and the real target training images nearest to "
+        "that by pixels: they would be the same picture if the generator had learnt them by heart. Median distance of "
+        f"{len(rows)} generated images to the nearest real one: {100 * np.median(distances[:, 0]):.1f} % of the range"
+    )
+    if among.shape[1] > 1:
+        caption += f"; of a real one to the nearest other: {100 * np.median(among[:, 1]):.1f} %"
+    return figure, "Source images repainted", f"{caption} (root mean squared difference)."
+
+
+def _one_of_each(rows: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same rows, with one of each class first, in the order of the classes."""
+    first = [int(rows[labels[rows] == label][0]) for label in np.unique(labels[rows])]
+    first = evenly(first, EXAMPLES)
+    return np.array([*first, *(row for row in rows if row not in set(first))], dtype=np.int64)
+
+
+def _diversity(task: "DomainAdaptation") -> Drawn:
+    found = diversity(task, inference.probabilities(task, task.held_out("judged").columns["image"]))
+    names = [task.classes[label] for label in found.classes]
+    real = [value for value in found.real if value is not None]
+    beside = f" Real target images: {100 * float(np.mean(real)):.1f} %, which also differ in content." if real else ""
+    return (
+        domain_grids.diversity_grid(found.originals, found.painted, names, found.generated, found.real),
+        "One source image with many noise vectors",
+        f"The same {NOISES} noise vectors for every class. At the right the mean root mean squared difference between "
+        f"two of the {NOISES}, in percent of the range, and in brackets that between real target images which are "
+        f"given this class (up to {REAL}). Mean over the classes: {100 * found.mean:.1f} %.{beside} Near 0 the "
+        "generator ignores its noise.",
+    )
+
+
+# ---- features ---------------------------------------------------------------------------------
+
+
+def _features(task: "DomainAdaptation") -> Drawn:
+    generator = np.random.default_rng([task.config.seed, 14])
+    splits = ("source_test", "test") if task.labelled_target else ("test", "target_train")
+    rows = {split: np.sort(generator.permutation(len(task.pixels[split]))[:POINTS]) for split in splits}
+    images = [task.pixels[split][rows[split]] for split in splits]
+    labels = [task.labels[split][rows[split]] for split in splits]
+    of_target = np.repeat([False, True], [len(part) for part in images])
+    small, size = _pixels(images)
+    kinds = {
+        f"Pixels{f', at {size} x {size}' if size else ''}": small,
+        "Features of the classifier": np.concatenate([inference.penultimate(task, part) for part in images]),
     }
-    names = [task.classes[label] for label in task.labels["validation"][rows]]
+    maps, told = [], []
+    for title, points in kinds.items():
+        scores, shares = components(points, task.config.seed)
+        told.append(separability(scores, of_target, task.config.seed))
+        maps.append((title, _two(scores), _two(shares)))
+    figure = domain_charts.feature_maps(maps, task.classes, labels[0], labels[1])
+    return figure, "The domains before and after", _features_caption(told)
+
+
+def _features_caption(told: Sequence[float | None]) -> str:
+    caption = (
+        "Test images of both domains on their first two principal components: left the pixels, right what enters the "
+        "classifier's last layer."
+    )
+    before, after = told
+    if before is None or after is None:
+        return f"{caption} Too few images to say how well the domains can be told apart."
     return (
-        draw.image_rows(shown, names, "class of the source image"),
-        "Source, repainted, target",
-        "Source validation images, the generator's versions of them, and the target training images closest to "
-        "those in pixels. A generated image that equals its neighbour would be a copy.",
+        f"{caption} A linear classifier of the domain is right (balanced accuracy, 5-fold cross-validation, at most "
+        f"100 components) for {100 * before:.1f} % by pixels and {100 * after:.1f} % by features; at 50 % they are not "
+        "told apart."
     )
 
 
-def _diversity(task: "DomainAdaptation") -> tuple[Any, str, str]:
-    """One source image under several noise vectors; how far the versions lie apart."""
-    rows = _one_per_class(task.labels["validation"])[:4]
-    generator = np.random.default_rng([task.config.seed, 1])
-    shown, spreads = {}, []
-    for row in rows:
-        versions = _painted(task, task.pixels["validation"][[row] * DRAWS], generator)
-        spreads.append(spread(versions))
-        shown[task.classes[task.labels["validation"][row]]] = _images(versions)
-    figure = draw.image_rows(shown, [str(number + 1) for number in range(DRAWS)], "noise vector")
-    target = task.pixels["target_train"]
-    real = spread(target[generator.permutation(len(target))[:200]])
-    return (
-        figure,
-        "Diversity of the generator",
-        f"The same source image with {DRAWS} noise vectors. Mean distance of two versions (root mean square, [0, 1]): "
-        f"{', '.join(f'{name} {value:.3f}' for name, value in zip(shown, spreads, strict=True))}; two random target "
-        f"images: {real:.3f}. Near 0 the noise is ignored.",
-    )
+def _pixels(images: list[Tensor]) -> tuple[NDArray[np.float32], int | None]:
+    """Pixels in [0, 1] as points [N, D]; and the side to which large images were reduced first."""
+    size = images[0].shape[-1]
+    if size <= LARGEST:
+        return np.concatenate([part.flatten(1).float().numpy() / 255 for part in images]), None
+    reduced = [
+        functional.interpolate(piece.float(), size=(LARGEST, LARGEST), mode="area").flatten(1) / 255
+        for part in images
+        for piece in part.split(64)
+    ]
+    return np.concatenate([part.numpy() for part in reduced]), LARGEST
 
 
-def _features(task: "DomainAdaptation") -> tuple[Any, str, str]:
-    """Both domains in the plane of their first two principal components: pixels, and the classifier's features."""
-    target = "test" if task.labelled_target else "target_train"
-    source = "source_test" if task.labelled_target else "test"
-    generator = np.random.default_rng([task.config.seed, 2])
-    picked = {split: generator.permutation(len(task.pixels[split]))[:COMPARED] for split in (source, target)}
-    images = torch.cat([task.pixels[split][rows] for split, rows in picked.items()])
-    labels = np.concatenate([task.labels[split][rows] for split, rows in picked.items()])
-    of_target = np.arange(len(images)) >= len(picked[source])
-    learned = _penultimate(task, images)
-    pixels = images.reshape(len(images), -1).numpy().astype(np.float64)
-    spaces = {"Before: pixels": plane(pixels), "After: features of the classifier": plane(learned)}
-    return (
-        draw.scatter(spaces, labels, of_target, task.classes),
-        "Before and after",
-        "Test images of both domains in the plane of the first two principal components. A linear classifier tells "
-        f"the domains apart by the pixels in {separability(pixels, of_target):.0%} of the cases and by the features in "
-        f"{separability(learned, of_target):.0%} (balanced accuracy, 5 folds; 50 % is guessing).",
-    )
-
-
-def plane(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """First two principal components [N, 2], and the share of the variance of each [2]."""
-    from sklearn.decomposition import PCA
-
-    found = PCA(2, svd_solver="randomized", random_state=0).fit(points)
-    return found.transform(points), found.explained_variance_ratio_
-
-
-def separability(points: NDArray[np.float64], of_target: NDArray[np.bool_]) -> float:
-    """Balanced accuracy of a linear classifier of the domain on 50 principal components, 5 folds; 0.5 is guessing."""
-    from sklearn.decomposition import PCA
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_score
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    folds = min(5, int(of_target.sum()), int((~of_target).sum()))
-    if folds < 2:
-        return float("nan")
-    parts = min(50, points.shape[1], len(points) // 2)
-    model = make_pipeline(PCA(parts, random_state=0), StandardScaler(), LogisticRegression(max_iter=300))
-    return float(cross_val_score(model, points, of_target, cv=folds, scoring="balanced_accuracy").mean())
-
-
-def spread(images: Tensor) -> float:
-    """Mean distance of two of the images: root mean squared difference on [0, 1]. uint8 [N, 3, S, S]"""
-    flat = images.reshape(len(images), -1).double() / 255
-    distances = torch.pdist(flat) / flat.shape[1] ** 0.5
-    return float(distances.mean()) if len(distances) else 0.0
-
-
-def _penultimate(task: "DomainAdaptation", images: Tensor) -> NDArray[np.float64]:
-    """Inputs of the classifier's last linear layer, float64 [N, D]."""
-    last = [module for module in task.model.head.modules() if isinstance(module, torch.nn.Linear)][-1]
-    rows: list[Tensor] = []
-    hook = last.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].float().cpu()))
-    try:
-        with torch.inference_mode(), task.engine.autocast():
-            for start in range(0, len(images), task.config.evaluation.batch_size):
-                batch = {"image": images[start : start + task.config.evaluation.batch_size]}
-                task.predict(task.engine.send(batch))
-    finally:
-        hook.remove()
-    return torch.cat(rows).double().numpy()
-
-
-def _painted(task: "DomainAdaptation", source: Tensor, generator: np.random.Generator) -> Tensor:
-    """The generator's versions of held images, each with a noise vector of its own. uint8 [N, 3, S, S]"""
-    noise = generator.uniform(-1, 1, (len(source), task.generator.noise)).astype(np.float32)
-    batch = task.engine.send({"image": source, "noise": torch.from_numpy(noise)})
-    with torch.inference_mode(), task.engine.autocast():
-        painted = task.generator(task.prepared(batch["image"]), batch["noise"]).float().cpu()
-    return ((painted + 1) * 127.5).round().to(torch.uint8)
-
-
-def _nearest(image: Tensor, among: Tensor) -> int:
-    """Row of the image of `among` with the smallest squared distance in pixels."""
-    best = [(part.float() - image.float()).square().sum(dim=(1, 2, 3)) for part in among.split(4096)]
-    return int(torch.cat(best).argmin())
-
-
-def _one_per_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The first row of each of up to ten classes."""
-    return np.unique(labels, return_index=True)[1][:SHOWN]
-
-
-def _images(held: Tensor) -> list[NDArray[np.uint8]]:
-    return list(held.permute(0, 2, 3, 1).numpy())
-
-
-# ---- alarms -----------------------------------------------------------------------------------
-
-
-def alarms(task: "DomainAdaptation", metrics: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
-    """Sentences on results that look too good or too bad."""
-    found, test = [], metrics["test"]["accuracy"]
-    if not task.labelled_target:
-        found.append(
-            "The target has no labels, so the accuracy on it is unknown: the test split is the source's. Label "
-            "a few hundred target images, for the test alone."
-        )
-    for name, splits in metrics["baselines"].items():
-        trivial = splits["test"]["accuracy"]["value"]
-        if (test["low"] if test["low"] is not None else test["value"]) <= trivial:
-            found.append(
-                f"Not clearly better than the trivial baseline '{name}': {test['value']:.1%} against {trivial:.1%}. "
-                "Train longer, or look whether both domains have the same classes."
-            )
-    if test["value"] == 1.0:
-        found.append(f"Every one of the {test['n']} test samples is right. Before believing it, check for copies.")
-    kept = next((row for row in reversed(history) if row["best"]), None)
-    oracle = draw.oracle_epoch(history)
-    if kept is not None and oracle is not None:
-        gap = oracle[1] - kept["validation"].get("oracle_accuracy", oracle[1])
-        if gap > 0.05:
-            found.append(
-                f"Epoch {oracle[0]} would have been {100 * gap:.1f} points better on the target ({oracle[1]:.1%}) than "
-                f"the kept epoch {kept['epoch']}: the choice without labels went wrong here. It stays as it is; do not "
-                "report the other."
-            )
-    last = history[-1]["train"] if history else {}
-    if last.get("told_apart", 0) > 0.99:
-        found.append(
-            "The discriminator tells real and fake apart nearly always: the generator lost. Lower "
-            "pixelda.discriminator_weight or train.lr, or raise pixelda.adversarial_weight."
-        )
-    return found
+def _two(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The first two along the last axis; zeros where there are fewer."""
+    missing = max(0, 2 - values.shape[-1])
+    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)])[..., :2]

@@ -1,8 +1,8 @@
 """The figures of a report: arrays in, `matplotlib.figure.Figure` out; and `save`, which writes them.
 
 No pyplot and no global state: a figure belongs to its caller. matplotlib is imported on the first call.
-Figures of a report have fixed names, which also order them (`html.FIGURE_ORDER`): accuracy, curves,
-confusion, reliability, mistakes, samples, augmentation, classes, patch_positions.
+Figures of a report have fixed names, which also order them (`html.FIGURE_ORDER`). Those of two domains are
+drawn in domain_charts.py and domain_grids.py.
 """
 
 import re
@@ -45,6 +45,7 @@ def class_chart(counts: Mapping[str, Mapping[str, int]]) -> "Figure":
     `counts` is {split: {class: number of images}}, as in run.json; a class absent from a split counts 0.
     """
     classes = list(dict.fromkeys(name for split in counts.values() for name in split))
+    crowded = len(counts) > 3
     names, rows = style.shorten(classes, 34), np.arange(len(classes))
     pitch = 0.28 if len(classes) <= 30 else 0.15
     fig = style.figure(style.WIDTH, 0.9 + pitch * max(len(classes), 3))
@@ -55,8 +56,9 @@ def class_chart(counts: Mapping[str, Mapping[str, int]]) -> "Figure":
         bars = axes.barh(rows, values, color=colour, height=0.74)
         size = style.ticks_fit(1, pitch)
         axes.bar_label(bars, labels=[f"{value:,}" for value in values], padding=3, fontsize=size)
-        axes.set(title=f"{split}: {sum(values):,}", xlabel="images per class", xlim=(0, max([*values, 1]) * 1.28))
-        axes.xaxis.get_major_locator().set_params(integer=True, nbins=4)
+        title = f"{split}{chr(10) if crowded else ': '}{sum(values):,}"
+        axes.set(title=title, xlabel="images per class", xlim=(0, max([*values, 1]) * (1.6 if crowded else 1.28)))
+        axes.xaxis.get_major_locator().set_params(integer=True, nbins=2 if crowded else 4)
         axes.tick_params(axis="y", length=0)
         axes.set_yticks(rows, names, fontsize=size)
         axes.set_ylim(len(classes) - 0.4, -0.6)
@@ -75,7 +77,7 @@ def curves(rows: Sequence[Mapping[str, Any]], metric: str = "accuracy", best_epo
     fig = style.figure(style.WIDTH, 3.6)
     panels = fig.subplots(1, 2)
     metric = "accuracy" if metric == "loss" else metric
-    share = all(0 <= value <= 1 for split in ("train", "validation") for value in _series(rows, split, metric)[1])
+    share = all(0 <= value <= 1 for split in ("train", "validation") for value in series(rows, split, metric)[1])
     for axes, key, scale in ((panels[0], "loss", 1), (panels[1], metric, 100 if share else 1)):
         drawn = [_curve(axes, rows, split, key, scale, best_epoch) for split in ("train", "validation")]
         label = key.replace("_", " ")
@@ -99,7 +101,8 @@ def curves(rows: Sequence[Mapping[str, Any]], metric: str = "accuracy", best_epo
     return fig
 
 
-def _series(rows: Sequence[Mapping[str, Any]], split: str, key: str) -> tuple[list[float], list[float]]:
+def series(rows: Sequence[Mapping[str, Any]], split: str, key: str) -> tuple[list[float], list[float]]:
+    """Epochs and values of one quantity of the history, without those that are missing or not finite."""
     epochs, values = [], []
     for row in rows:
         value = (row.get(split) or {}).get(key)
@@ -112,7 +115,7 @@ def _series(rows: Sequence[Mapping[str, Any]], split: str, key: str) -> tuple[li
 def _curve(
     axes: "Axes", rows: Sequence[Mapping[str, Any]], split: str, key: str, scale: float, best: int | None
 ) -> bool:
-    epochs, values = _series(rows, split, key)
+    epochs, values = series(rows, split, key)
     if not values:
         return False
     scaled = [value * scale for value in values]
@@ -182,7 +185,7 @@ def _wilson(hits: np.ndarray, count: np.ndarray, z: float = 1.959964) -> tuple[n
 
 @style.styled
 def accuracy_intervals(
-    rows: Sequence[tuple[str, float, float | None, float | None]], quantity: str = "test accuracy"
+    rows: Sequence[tuple[str, float, float | None, float | None]], quantity: str = "test accuracy", level: float = 0.95
 ) -> "Figure":
     """The model (first row) against its baselines: (name, value, low, high) as shares in [0, 1].
 
@@ -204,7 +207,7 @@ def accuracy_intervals(
             ha="center",
         )
     axes.set_yticks(places, style.shorten([row[0] for row in rows], 44))
-    axes.set(xlabel=f"{quantity} (%), line: 95 % interval", ylabel="model", xlim=(-2, 102))
+    axes.set(xlabel=f"{quantity} (%), line: {100 * level:g} % interval", ylabel="model", xlim=(-2, 102))
     axes.set_ylim(len(rows) - 0.4, -0.8)
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)

@@ -33,7 +33,7 @@ def samples_per_class(samples: Mapping[str, Sequence[np.ndarray]]) -> "Figure":
     panels = fig.subplots(1, blocks, squeeze=False)[0]
     for block, axes in enumerate(panels):
         part = range(block * rows, min((block + 1) * rows, len(shown)))
-        _mosaic(axes, [samples[shown[place]] for place in part], rows, widest)
+        mosaic(axes, [samples[shown[place]] for place in part], rows, widest)
         axes.set_yticks(np.arange(len(part)) + 0.5, [names[place] for place in part], fontsize=8)
         axes.set_xlabel("training images")
     panels[0].set_ylabel("class")
@@ -57,7 +57,7 @@ def augmentation_grid(
     cell = min(1.05, (style.WIDTH - 1.8) / widest)
     fig = style.figure(1.8 + cell * widest, 0.45 + cell * max(len(rows), 1))
     axes = fig.subplots()
-    _mosaic(axes, rows, max(len(rows), 1), widest)
+    mosaic(axes, rows, max(len(rows), 1), widest)
     labels = style.shorten(names, 24) if names is not None else [str(place + 1) for place in range(len(rows))]
     axes.set_yticks(np.arange(len(rows)) + 0.5, labels, fontsize=8)
     axes.set_xticks(np.arange(widest) + 0.5, ["original", *(f"variant {k}" for k in range(1, widest))], fontsize=8)
@@ -95,7 +95,7 @@ def worst_mistakes(
     if not worst:
         fig = style.figure(style.WIDTH, 1.4)
         axes = fig.subplots()
-        _bare(axes)
+        bare(axes)
         axes.set_title("No mistakes")
         style.empty(axes, f"All {total:,} images were given the right class." if total else "Nothing to show.")
         return fig
@@ -106,7 +106,7 @@ def worst_mistakes(
     panels = fig.subplots(rows, columns, squeeze=False).ravel()
     for axes, place in zip(panels, worst, strict=False):
         axes.imshow(images[place])
-        _bare(axes)
+        bare(axes)
         said = f"said {names[predictions[place]]}\n{100 * confidences[place]:.1f} % sure"
         axes.set_title(f"is {names[references[place]]}", fontsize=8.5, loc="center", color=style.INK)
         axes.set_xlabel(said, fontsize=8.5, color=style.VERMILION)
@@ -115,21 +115,24 @@ def worst_mistakes(
     return fig
 
 
-def _mosaic(axes: "Axes", rows: Sequence[Sequence[np.ndarray]], height: int, width: int) -> None:
-    """Images in unit cells of one pair of axes (far cheaper than one pair per image), aspect kept."""
+def mosaic(axes: "Axes", rows: Sequence[Sequence[np.ndarray | None]], height: int, width: int) -> None:
+    """Images in unit cells of one pair of axes (far cheaper than one pair per image), aspect kept; None is a gap."""
     gap = 0.04
     for top, row in enumerate(rows):
         for left, image in enumerate(row):
+            if image is None:
+                continue
             tall, wide = image.shape[:2]
             scale = (1 - 2 * gap) / max(tall, wide)
             x, y = left + 0.5, top + 0.5
             half_x, half_y = wide * scale / 2, tall * scale / 2
             axes.imshow(image, extent=(x - half_x, x + half_x, y + half_y, y - half_y))
-    _bare(axes)
+    bare(axes)
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal", anchor="W")
 
 
-def _bare(axes: "Axes") -> None:
+def bare(axes: "Axes") -> None:
+    """Neither ticks nor frame."""
     axes.set(xticks=[], yticks=[])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

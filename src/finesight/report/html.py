@@ -10,21 +10,24 @@ from typing import Any
 from finesight.errors import DataError
 from finesight.files import write_text
 from finesight.metrics.classification import per_class_table
-from finesight.report import contents, domain_section, facts, numbers
+from finesight.report import contents, domain_alarms, domain_section, facts, numbers
 from finesight.report.contents import Contents
+from finesight.report.summary import summary_lines
+
+__all__ = ["FIGURE_ORDER", "LARGEST_SVG", "page", "render", "summary_lines", "write_report"]
 
 FIGURE_ORDER = (
     "accuracy",
+    "curves",
     "adaptation",
+    "domains",
     "translation",
     "diversity",
     "features",
-    "curves",
     "losses",
     "confusion",
     "reliability",
     "mistakes",
-    "domains",
     "samples",
     "augmentation",
     "classes",
@@ -33,10 +36,6 @@ FIGURE_ORDER = (
 
 LARGEST_SVG = 300_000
 """Bytes; a chart whose SVG is larger is shown as PNG."""
-
-SUMMARY_LINES = 8
-
-FURTHER = {"source_test": "Source test", "target_train": "Target training images (transductive)"}
 
 
 def write_report(run_dir: Path) -> Path:
@@ -74,11 +73,12 @@ def page(found: Contents) -> dict[str, Any]:
         "missing": found.missing,
         "level": found.level,
         "headline": headline(found),
-        "alarms": found.run.get("alarms"),
+        "alarms": domain_alarms.of_report(found.run, found.history),
+        "domains": domain_section.section(found),
+        "names": domain_section.names(found),
         "groups": group_sentences(found),
         "scores": score_rows(found),
         "sizes": {split: _size(found, split) for split in ("test", "validation")},
-        "domains": domain_section.section(found),
         "classes": class_rows(found),
         "figures": [shown(found, entry) for entry in _ordered(found.figures)],
         "data": data_rows(found),
@@ -165,7 +165,7 @@ def data_rows(found: Contents) -> dict[str, Any] | None:
         "root": data.get("root"),
         "fingerprint": data.get("fingerprint"),
         "notes": data.get("notes") or [],
-        "splits": list(counts),
+        "splits": domain_section.data_counts(counts, domain_section.names(found)),
         "rows": [(name, [split.get(name, 0) for split in counts.values()]) for name in names],
         "totals": [sum(split.values()) for split in counts.values()],
     }
@@ -193,40 +193,3 @@ def shown(found: Contents, entry: Mapping[str, Any]) -> dict[str, Any]:
     kind, path = ("svg+xml", svg) if vector else ("png", png)
     image["source"] = f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
     return image
-
-
-def summary_lines(metrics: dict[str, Any], run: dict[str, Any]) -> list[str]:
-    """What the command line prints at the end: result with interval and n, baselines, kept epoch, alarms."""
-    test = metrics.get("test") or {}
-    name = numbers.main_metric(test)
-    if name is None:
-        return ["There are no test metrics."]
-    whose = "Source test (the target has no labels)" if run.get("task") == "domain-adaptation" else "Test"
-    lines = [f"{'Target test' if 'source_test' in metrics else whose} {_summary(name, test[name])}"]
-    for split, title in FURTHER.items():
-        if name in (metrics.get(split) or {}):
-            lines.append(f"{title} {_summary(name, metrics[split][name])}")
-    validation = (metrics.get("validation") or {}).get(name)
-    if validation is not None:
-        lines.append(f"Validation {_summary(name, validation)}: it picked the epoch, so it is optimistic")
-    for baseline, splits in (metrics.get("baselines") or {}).items():
-        if name in (splits.get("test") or {}):
-            lines.append(f"  Baseline, {baseline}: {_summary('', splits['test'][name], name)}")
-    if run.get("best_epoch") is not None:
-        lines.append(f"Kept epoch {run['best_epoch']} of {run.get('epochs', '?')}")
-    alarms = list(run.get("alarms") or [])
-    room = max(SUMMARY_LINES - len(lines), 1)
-    if len(alarms) > room:
-        alarms = [*alarms[: room - 1], f"and {len(alarms) - room + 1} more, in the report"]
-    return lines + [f"ALARM: {alarm}" for alarm in alarms]
-
-
-def _summary(shown_as: str, entry: Mapping[str, Any], name: str | None = None) -> str:
-    name = name or shown_as
-    title = f"{numbers.label(shown_as)} " if shown_as else ""
-    value, n = numbers.number(name, entry["value"], entry["n"]), f"n = {entry['n']:,}"
-    if entry.get("low") is None:
-        return f"{title}{value} ({n}, too few for an interval)"
-    if numbers.zero_width(entry):
-        return f"{title}{value} ({n}; the interval has zero width, see the report)"
-    return f"{title}{value} (interval {numbers.interval(name, entry)}, {n})"

@@ -16,7 +16,11 @@ LABELS = {
     "macro_f1": "macro F1",
     "weighted_f1": "weighted F1",
     "f1": "F1",
+    "generated_accuracy": "accuracy on repainted source images",
 }
+
+VALIDATORS = ("generated_accuracy", "target_information", "adaptation_score", "oracle_accuracy")
+"""Shares that validate a run on two domains: no metrics of a split, but shown like them."""
 
 
 def label(name: str) -> str:
@@ -31,6 +35,8 @@ def pieces(name: object) -> list[str]:
 
 def unit(name: str) -> Kind | None:
     """Unit and direction, None for a metric that finesight does not know."""
+    if name in VALIDATORS:
+        return Kind("fraction", True)
     try:
         return kind(name)
     except ConfigError:

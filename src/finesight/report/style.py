@@ -18,7 +18,20 @@ WIDTH = 10.0
 # Okabe & Ito, "Color Universal Design" (2008): told apart with every common colour vision deficiency.
 BLUE, VERMILION, GREEN, ORANGE, PURPLE = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7"
 INK, QUIET, GRID = "#1f2328", "#59636e", "#d8dde3"
-SPLIT_COLOURS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
+SKY = "#56b4e9"
+SPLIT_COLOURS = {"train": BLUE, "validation": ORANGE, "test": GREEN} | {
+    "source train": BLUE,
+    "source validation": ORANGE,
+    "source test": SKY,
+    "target train": PURPLE,
+    "target validation": ORANGE,
+    "target test": GREEN,
+}
+
+# Paul Tol, "Colour Schemes" (SRON 2021), muted: nine classes and, for the tenth, black.
+CLASS_COLOURS = (
+    "#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677", "#aa4499", "#44aa99", "#882255", "#999933", "#000000",
+)  # fmt: skip
 
 _FALLBACK_FONTS = (
     "Noto Sans CJK SC",
