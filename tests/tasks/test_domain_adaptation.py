@@ -15,12 +15,9 @@ from finesight.checkpoint import opened, path_of
 from finesight.cli import main
 from finesight.engine import Engine
 from finesight.errors import ConfigError
-from finesight.tasks.domain_adaptation import (
-    DomainAdaptation,
-    DomainAdaptationConfig,
-    content_similarity,
-    information,
-)
+from finesight.losses.content import content_similarity
+from finesight.metrics.information import information
+from finesight.tasks.domain_adaptation import DomainAdaptation, DomainAdaptationConfig
 
 SMALL = {
     "data.source": "sklearn:digits",

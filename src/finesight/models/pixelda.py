@@ -1,5 +1,8 @@
 """The three networks of PixelDA (Bousmalis et al. 2017, arXiv:1612.05424) as report 003 builds them (S9)."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -136,6 +139,24 @@ class NoisyDropout(nn.Module):
             kept = bits.view(torch.int16)[:count] >= round(self.p * 65536) - 32768
             values = values * (kept.as_strided(values.size(), values.stride()) / (1 - self.p)).to(values.dtype)
         return values
+
+
+@contextlib.contextmanager
+def spectators(*modules: nn.Module) -> Iterator[None]:
+    """Networks that a step looks through: no gradient for their parameters, no change of their batch statistics."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    norms = [m for module in modules for m in module.modules() if getattr(m, "track_running_stats", False)]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        for norm in norms:
+            norm.track_running_stats = False  # type: ignore[assignment]
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for norm in norms:
+            norm.track_running_stats = True  # type: ignore[assignment]
 
 
 def _small_normal(module: nn.Module) -> None:

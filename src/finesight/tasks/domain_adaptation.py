@@ -5,7 +5,6 @@ the classifier learns on both (Bousmalis et al. 2017). dann: the classifier's fe
 reversed gradient (Ganin et al. 2016). source-only and target-only are the bounds on either side.
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,12 +25,14 @@ from finesight.data.domains import DomainDataConfig
 from finesight.engine import Engine, Precision
 from finesight.errors import ConfigError
 from finesight.evaluate import EvaluationConfig, predict, scores
+from finesight.losses.content import content_similarity
 from finesight.metrics import classification as metric
 from finesight.metrics.classification import ClassificationMetric
+from finesight.metrics.information import information
 from finesight.models import backbones
 from finesight.models.backbones import ModelConfig
 from finesight.models.dann import DomainHead
-from finesight.models.pixelda import PixelDADiscriminator, PixelDAGenerator
+from finesight.models.pixelda import PixelDADiscriminator, PixelDAGenerator, spectators
 from finesight.optimization import TrainConfig, make_optimizer
 from finesight.tasks.base import Figures, Loss, Say
 from finesight.tasks.new_images import classify_images
@@ -294,7 +295,7 @@ class DomainAdaptation:
         yield Loss("discriminator", options.discriminator_weight * discrimination + task, observed)
 
         # The generator has not moved, so its graph of `fake` is good; the other two have, so they run anew.
-        with _spectators(self.discriminator, self.model):
+        with spectators(self.discriminator, self.model):
             fake_logit = self.discriminator(fake).float()
             task = functional.cross_entropy(self.model(self.normalised(fake)).float(), labels)
         saturating = -functional.softplus(fake_logit).mean()
@@ -396,47 +397,6 @@ class DomainAdaptation:
     def predict_images(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """Classify files (paths) or uint8 arrays [H, W, 3] of the target with the adapted classifier."""
         return classify_images(self, inputs)
-
-
-def information(probabilities: NDArray[np.float64]) -> float:
-    """Mutual information of input and prediction over ln C, in [0, 1]: H(mean p) - mean H(p). [N, C]"""
-
-    def entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:
-        return -(p * np.log(np.maximum(p, 1e-300))).sum(-1)
-
-    gained = entropy(probabilities.mean(0)) - entropy(probabilities).mean()
-    return float(np.clip(gained / np.log(probabilities.shape[1]), 0, 1))
-
-
-def content_similarity(source: Tensor, fake: Tensor, content: Tensor) -> Tensor:
-    """Masked pairwise mean squared error, a scalar; 0 where they differ by a constant.
-
-    Bousmalis et al. 2017, eq. 5, with k the number of pixels that count, so that the mask does not scale it.
-    source, fake: float32 [B, 3, S, S]; content: bool of the same shape, the pixels that count.
-    """
-    mask = content.float()
-    count = mask.sum(dim=(1, 2, 3)).clamp(min=1)
-    difference = (source - fake) * mask
-    squares, total = difference.square().sum(dim=(1, 2, 3)), difference.sum(dim=(1, 2, 3))
-    return (squares / count - (total / count).square()).mean()
-
-
-@contextlib.contextmanager
-def _spectators(*modules: nn.Module) -> Iterator[None]:
-    """Networks that a step looks through: no gradient for their parameters, no change of their batch statistics."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    norms = [m for module in modules for m in module.modules() if getattr(m, "track_running_stats", False)]
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        for norm in norms:
-            norm.track_running_stats = False  # type: ignore[assignment]
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        for norm in norms:
-            norm.track_running_stats = True  # type: ignore[assignment]
 
 
 def _accuracy(logits: Tensor, batch: Batch) -> Tensor:
