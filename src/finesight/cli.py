@@ -250,6 +250,7 @@ Measure a run's stored weights again, on its own data or on another test set; wr
   --json              as JSON
   --split SPLIT       test or validation [default: test]
   --data.root PATH    another test set with the same classes, measured whole or its test split
+  --data.target PATH  the same for a domain adaptation: other target images than those adapted to
   --evaluation.*, --data.cache_dir
                       as in finesight run RECIPE --help""")
     return 0

@@ -21,7 +21,7 @@ from finesight.files import sync, write_json, write_text
 from finesight.models.config import NAMED
 from finesight.reopen import Run, load_frozen, quiet, refuse_changed_data, say
 from finesight.run_folder import RunFolder, git_state, peak_memory, versions
-from finesight.train import fit
+from finesight.train import check_selection, fit
 
 LOCAL_PATHS = (
     ("data", "root"),
@@ -156,6 +156,7 @@ def _experiment(kind: Any, request: Request, config: Any, folder: RunFolder, eng
     # A run that never reached its first checkpoint starts from the original weights again.
     saved = folder.model if request.resume and any(folder.checkpoints.glob("step-*")) else None
     task = kind(config, classes, engine, say, saved)
+    check_selection(task, config.train)
     if saved is not None:
         load_frozen(task, folder)
     for line in task.audit.lines():

@@ -273,6 +273,16 @@ class Loop:
         return True
 
 
+def check_selection(task: Task, config: TrainConfig) -> None:
+    """Raise `ConfigError` where the epoch would be chosen by what is not measured."""
+    known = list(task.selectable)
+    if config.select not in known:
+        shown = ", ".join(name for name in known if "/" not in name)
+        raise ConfigError(
+            f"train.select: {config.select!r} is not measured{nearest(config.select, known)}. Known: {shown}."
+        )
+
+
 def fit(
     task: Task,
     config: TrainConfig,
@@ -291,9 +301,7 @@ def fit(
     bit for bit like one that was never stopped. Raises `NonFiniteLoss`, and `Stopped` after SIGINT
     or SIGTERM once the running step is finished and saved.
     """
-    known = list(task.selectable)
-    if config.select not in known:
-        raise ConfigError(f"train.select: {config.select!r} is not measured{nearest(config.select, known)}.")
+    check_selection(task, config)
     loop = Loop(task, config, engine, folder, seed, say)
     if resume and loop.restore():
         say(f"Continuing after step {loop.state.step:,} (epoch {loop.state.epoch + 1}, batch {loop.state.batch}).")

@@ -135,3 +135,9 @@ def test_the_second_set_is_gone_through_without_repetition_whatever_the_workers(
         together = shares[0][number]["other"].tolist() + shares[1][number]["other"].tolist()
         assert sorted(together) == sorted(whole["other"].tolist())
     assert plain[-1]["progress"][0].item() == pytest.approx(2 + 2 / 3)
+
+
+def test_full_ink_needs_digits_on_black(shapes: Path) -> None:
+    """Coloured pictures have no ink: the target would be inverted photographs without anything in them."""
+    with pytest.raises(DataError, match=r"--data\.ink grey"):
+        load(source=str(shapes), backgrounds="sklearn:photographs")

@@ -404,3 +404,11 @@ def test_bad_options_are_refused_before_work() -> None:
         config.build(DomainAdaptationConfig, {"train": {"balance": 3}})
     with pytest.raises(ConfigError, match="border"):
         config.build(DomainAdaptationConfig, {"data": {"margin": 9}})
+
+
+def test_an_unknown_selection_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "run", "--train.select", "foo") == 2
+    assert "Known: loss, accuracy" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.yaml").exists()

@@ -18,6 +18,7 @@ from finesight.data.samples import Samples, array_images, relabelled, take_rows
 from finesight.errors import ConfigError, DataError
 
 _DIGIT = 28  # side in pixels of what is blended into a photograph
+_BACKGROUND = 0.25  # least share of black pixels for digits to be seen in full ink
 _TEST_PART = 4  # of a single photograph, the right quarter is for the test half
 
 
@@ -231,6 +232,11 @@ def _blend(
     cache.refuse(faults, 0)
     # Grey digits have three equal channels; of a colour source this is the mean.
     grey = pixels.float().mean(dim=1).round().byte().numpy()
+    if config.ink == "full" and (grey == 0).mean() < _BACKGROUND:
+        raise DataError(
+            f"{config.source}: {(grey > 0).mean():.0%} of the pixels are not 0, so nearly everything would be ink, "
+            "and no digit would be seen in the photographs. Give --data.ink grey, or digits on black."
+        )
     border = (config.margin, config.margin)
     shown = np.pad(mnist_m.with_ink(grey) if config.ink == "full" else grey, ((0, 0), border, border))
     made = mnist_m.synthesise(shown, photos, seed)

@@ -130,9 +130,10 @@ class DomainAdaptation:
         size, options = self.model.image_size, config.pixelda
         if config.method == "pixelda":
             if size <= 8 * options.first_stride:
+                other = ", or pixelda.first_stride 1" if options.first_stride > 1 else ""
                 raise ConfigError(
                     f"model.image_size {size}: the discriminator would look at a single pixel at last. Give more than "
-                    f"{8 * options.first_stride}, or pixelda.first_stride 1."
+                    f"{8 * options.first_stride}{other}."
                 )
             self.generator = PixelDAGenerator(size, options.noise, options.width, options.blocks)
             self.discriminator = PixelDADiscriminator(options.first_stride, size)
