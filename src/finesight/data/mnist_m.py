@@ -37,10 +37,11 @@ def synthesise(digits: np.ndarray, backgrounds: list[np.ndarray], seed: int) -> 
     Returns uint8 [N, 28, 28, 3]. Row i depends on (seed, i), its digit and the backgrounds only, not on N.
     `with_ink(digits)` gives the published look. Raises `DataError` for arrays of another kind.
     """
-    problems = []
+    problems, side = [], mnist.SIDE
     if digits.dtype != np.uint8 or digits.ndim != 3 or digits.shape[1] != digits.shape[2]:
-        raise DataError(f"digits are {digits.dtype} {list(digits.shape)}; give uint8 [N, {mnist.SIDE}, {mnist.SIDE}].")
-    side = digits.shape[1]
+        problems.append(f"digits are {digits.dtype} {list(digits.shape)}; give uint8 [N, {side}, {side}].")
+    else:
+        side = digits.shape[1]
     if not backgrounds:
         problems.append("No background photographs are given; at least one is needed.")
     problems += [cause for row, photo in enumerate(backgrounds) if (cause := _unfit(f"background {row}", photo, side))]
