@@ -258,9 +258,10 @@ def _finish(folder: RunFolder, task: Any, predictions: Any, groups: Any, config:
 
 def _report(folder: RunFolder, say: Any) -> None:
     from finesight.report import html
+    from finesight.report.summary import summary_lines
 
     html.write_report(folder.path)
     config, history = configuration.read_yaml(folder.config), folder.read_history()
-    for line in html.summary_lines(folder.read_metrics(), folder.read_run(), config, history):
+    for line in summary_lines(folder.read_metrics(), folder.read_run(), config, history):
         say(line)
     say(f"Report: {folder.report}")

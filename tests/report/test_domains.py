@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from finesight.report import domain_charts, domain_grids, domain_measures, domains, figures, html, inference, style
-from finesight.report.domain_alarms import from_history, of_report
+from finesight.report.domain_alarms import from_history
 from finesight.report.oracle import oracle
 from tests.report import domain_tasks
 from tests.report.test_figures import image, inside
@@ -88,7 +88,7 @@ def test_a_target_without_labels_is_said_to_be_unknown_in_figures_and_alarms(
     assert "40 images without labels" in drawn["classes"][2]
     assert len(drawn["classes"][0].axes) == 3
     assert "not known" in drawn["adaptation"][2]
-    assert any("accuracy on the target is unknown" in text for text in domains.alarms(task, metrics))
+    assert any("accuracy on the target is unknown" in text for text in domains.alarms(task, metrics, []))
 
 
 # ---- numbers ----------------------------------------------------------------------------------
@@ -112,13 +112,13 @@ def test_diversity_is_zero_where_the_generator_ignores_its_noise(
             task.generator.spread.weight.zero_()
         found = domain_measures.diversity(task, judged)
         assert found.mean == 0
-        assert any("ignores its noise" in text for text in domains.alarms(task, metrics))
+        assert any("ignores its noise" in text for text in domains.alarms(task, metrics, []))
         with torch.no_grad():
             task.generator.spread.weight.normal_(std=3)
             task.generator.first.weight.normal_(std=1)
             task.generator.last.weight.normal_(std=1)
         assert domain_measures.diversity(task, judged).mean > 0.01
-        assert not any("ignores its noise" in text for text in domains.alarms(task, metrics))
+        assert not any("ignores its noise" in text for text in domains.alarms(task, metrics, []))
     finally:
         task.generator.load_state_dict(kept)
 
@@ -185,25 +185,27 @@ def test_the_oracle_picks_the_best_epoch_and_the_kept_one_of_equals() -> None:
 def test_alarms_of_the_history(rows: list[dict[str, Any]], words: str | None) -> None:
     found = from_history(rows, max(row["epoch"] for row in rows if row["best"]))
     assert (len(found) == 1 and words in found[0]) if words else found == []
-    run = {"task": "domain-adaptation", "alarms": ["one", *found]}
-    assert of_report(run, rows) == ["one", *found]
-    assert of_report({**run, "alarms": ["one"]}, rows) == ["one", *found]
-    assert of_report({**run, "task": "classification", "alarms": ["one"]}, rows) == ["one"]
+
+
+def test_no_alarm_asks_to_choose_by_what_the_test_labels_said() -> None:
+    (alarm,) = from_history(domain_tasks.history([0.5, 0.9], 1), 1)
+    assert "Report the kept epoch" in alarm
+    assert "train.select" not in alarm
 
 
 def test_alarms_of_the_metrics_and_predictions(pixelda: tuple[Any, dict[str, Any], dict[str, Any]]) -> None:
     task, _, metrics = pixelda
     right = {"value": 1.0, "low": 1.0, "high": 1.0, "n": 60}
-    found = domains.alarms(task, {**metrics, "test": {"accuracy": right}})
+    found = domains.alarms(task, {**metrics, "test": {"accuracy": right}}, [])
     assert any("Every one of the 60 target test images is right" in text for text in found)
     poor = {"value": 0.0, "low": 0.0, "high": 0.0, "n": 60}
-    found = domains.alarms(task, {**metrics, "test": {"accuracy": poor}})
+    found = domains.alarms(task, {**metrics, "test": {"accuracy": poor}}, [])
     assert any("Worse than the trivial baseline" in text for text in found)
     # A bias towards one class is the collapse: every target image is a 7.
     last = task.model.head[-1]
     with torch.no_grad():
         last.bias[7] += 50
-        found = domains.alarms(task, metrics)
+        found = domains.alarms(task, metrics, [])
         last.bias[7] -= 50
     assert any("collapse to few classes: 100 % are given '7'" in text for text in found)
 

@@ -15,7 +15,7 @@ from finesight.metrics.bootstrap import paired
 from finesight.metrics.classification import ClassificationMetric
 from finesight.report import html, numbers
 from finesight.report.comparison import judge, write_comparison
-from finesight.report.summary import SUMMARY_LINES
+from finesight.report.summary import SUMMARY_LINES, summary_lines
 from tests.report import run_folders
 
 SCRIPT = "<script>alert(1)</script>"
@@ -251,13 +251,13 @@ def test_scores_that_no_predictions_give_are_refused_in_the_class_table(folder: 
 
 def test_summary_names_result_baseline_and_alarm(folder: Path) -> None:
     metrics, run = read_json(folder / "metrics.json"), read_json(folder / "run.json")
-    lines = html.summary_lines(metrics, run)
+    lines = summary_lines(metrics, run)
     assert 4 <= len(lines) <= 8
     assert re.fullmatch(r"Test accuracy \d+\.\d % \(interval [\d.]+ to [\d.]+ %, n = 60\)", lines[0])
-    assert "(99 % interval " in html.summary_lines(metrics, run, {"evaluation": {"level": 0.99}})[0]
+    assert "(99 % interval " in summary_lines(metrics, run, {"evaluation": {"level": 0.99}})[0]
     assert any("majority class" in line for line in lines)
     assert lines[-1] == "ALARM: Too good & <b>suspicious</b>."
-    many = html.summary_lines(metrics, {**run, "alarms": [f"alarm {number}" for number in range(20)]})
+    many = summary_lines(metrics, {**run, "alarms": [f"alarm {number}" for number in range(20)]})
     assert len(many) == SUMMARY_LINES
     assert many[-1].endswith("and 17 more, in the report")
 

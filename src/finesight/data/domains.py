@@ -75,10 +75,10 @@ class DomainDataConfig(Section):
         if problems:
             raise ConfigError(*problems)
 
-    def of(self, root: str | None, **changed: Any) -> DataConfig:
+    def of(self, root: str | None) -> DataConfig:
         """The options of one domain alone."""
         shared = set(DataConfig.model_fields) & set(type(self).model_fields)
-        return DataConfig(root=root, **{name: getattr(self, name) for name in shared} | changed)
+        return DataConfig(root=root, **{name: getattr(self, name) for name in shared})
 
     @property
     def where(self) -> str:
@@ -109,10 +109,10 @@ def load(config: DomainDataConfig, seed: int, *, supervised_target: bool = False
     """Both domains, before anything is decoded.
 
     Returns `train` and `validation` of the source, `source_test`, `target_train` and `test` (of the
-    target), each as `loading.load` returns them, with the source's classes and a column `domain` ("source",
-    "target"). Where the target has no labels,
-    `target_train` has -1 and `test` is the source's, without `source_test`. With `supervised_target` (the
-    upper bound) `train` and `validation` are the target's. Raises `DataError` or `ConfigError`.
+    target), each as `loading.load` returns them, with the source's classes and a column `domain`, "source" or
+    "target". Where the target has no labels, `target_train` has -1 and `test` is the source's, without
+    `source_test`. With `supervised_target` (the upper bound) `train` and `validation` are the target's.
+    Raises `DataError` or `ConfigError`.
     """
     source = loading.load(config.of(config.source), seed)
     classes = source["train"].features["label"].names
@@ -227,7 +227,7 @@ def _blend(
     """The target that `digits` over `photos` make, with names of its own."""
     directory = cache.folder(config.cache_dir)
     pixels, faults = cache.pixels(
-        digits, content_hashes(digits, directory), directory, _DIGIT, "squash", config.sixteen_bit, _quiet
+        digits, content_hashes(digits, directory), directory, _DIGIT, "squash", config.sixteen_bit, lambda _text: None
     )
     cache.refuse(faults, 0)
     # Grey digits have three equal channels; of a colour source this is the mean.
@@ -259,7 +259,3 @@ def _limited(dataset: datasets.Dataset, limit: int | None, seed: int) -> dataset
     if limit is None or limit >= len(dataset):
         return dataset
     return take_rows(dataset, np.sort(np.random.default_rng([seed, 2]).permutation(len(dataset))[:limit]))
-
-
-def _quiet(_text: str) -> None:
-    pass

@@ -117,8 +117,8 @@ class PixelDADiscriminator(nn.Module):
 class NoisyDropout(nn.Module):
     """Gaussian noise, then dropout, in training; the identity in evaluation.
 
-    What `values + deviation * randn_like(values)` and `nn.Dropout(p)` do, in a fifth of their time on a CPU: there
-    torch draws bfloat16 normals and Bernoulli masks one by one. Of every 64 random bits come four decisions to drop,
+    What `values + deviation * randn_like(values)` and `nn.Dropout(p)` do, but faster on a CPU, where torch draws
+    bfloat16 normals and Bernoulli masks one by one. Of every 64 random bits come four decisions to drop,
     so the probability is p to within 1/65,536.
     """
 

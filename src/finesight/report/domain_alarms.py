@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finesight.metrics.information import information
 from finesight.report import inference
 from finesight.report.domain_measures import diversity
-from finesight.report.oracle import kept_epoch, oracle
+from finesight.report.oracle import oracle
 
 if TYPE_CHECKING:
     from finesight.tasks.domain_adaptation import DomainAdaptation
@@ -59,8 +60,8 @@ def from_history(history: Sequence[Mapping[str, Any]], kept: int | None) -> list
         found.append(
             f"The kept epoch {chosen.kept} is {100 * chosen.gap:.1f} points below the best on the target test "
             f"({100 * chosen.kept_accuracy:.1f} % against {100 * chosen.best_accuracy:.1f} % in epoch {chosen.best}): "
-            "what it was chosen by does not follow the target. Choose by another --train.select, such as "
-            "adaptation_score, or look whether training swings: lower train.lr."
+            "what it was chosen by does not follow the target. Report the kept epoch: to choose anew because of this "
+            "number would be to choose by the test labels."
         )
     told = _last(history, "told_apart")
     if told is not None and told > 0.99:
@@ -81,14 +82,6 @@ def from_history(history: Sequence[Mapping[str, Any]], kept: int | None) -> list
             "made alike. Train longer or with a higher train.lr, or use --method pixelda."
         )
     return found
-
-
-def of_report(run: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str] | None:
-    """The recorded alarms, and those that its history adds; None where none were recorded."""
-    recorded = run.get("alarms")
-    if recorded is None or run.get("task") != "domain-adaptation":
-        return recorded
-    return [*recorded, *(text for text in from_history(history, kept_epoch(history)) if text not in recorded)]
 
 
 def _trivial(metrics: Mapping[str, Any]) -> list[str]:
@@ -118,8 +111,6 @@ def _perfect(metrics: Mapping[str, Any], labelled: bool) -> list[str]:
 
 def _predictions(task: "DomainAdaptation", judged: NDArray[np.float64]) -> list[str]:
     """Alarms on the classes that the target's training images are given; their labels are not looked at."""
-    from finesight.tasks.domain_adaptation import information
-
     found = []
     shares = np.bincount(judged.argmax(1), minlength=len(task.classes)) / len(judged)
     expected = np.bincount(task.labels["train"], minlength=len(task.classes)) / len(task.labels["train"])

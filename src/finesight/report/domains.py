@@ -62,11 +62,8 @@ def figures(
     return drawn
 
 
-def alarms(task: "DomainAdaptation", metrics: dict[str, Any], history: Sequence[Mapping[str, Any]] = ()) -> list[str]:
-    """Sentences on results that look too good or too bad, each with what to do.
-
-    Those that follow from `history` are found again when the report is written, where it is not given here.
-    """
+def alarms(task: "DomainAdaptation", metrics: dict[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sentences on results that look too good or too bad, each with what to do."""
     return [*from_task(task, metrics), *from_history(history, kept_epoch(history))]
 
 

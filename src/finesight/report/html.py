@@ -10,11 +10,10 @@ from typing import Any
 from finesight.errors import DataError
 from finesight.files import write_text
 from finesight.metrics.classification import per_class_table
-from finesight.report import contents, domain_alarms, domain_section, facts, numbers
+from finesight.report import contents, domain_section, facts, numbers
 from finesight.report.contents import Contents
-from finesight.report.summary import summary_lines
 
-__all__ = ["FIGURE_ORDER", "LARGEST_SVG", "page", "render", "summary_lines", "write_report"]
+__all__ = ["FIGURE_ORDER", "LARGEST_SVG", "page", "render", "write_report"]
 
 FIGURE_ORDER = (
     "accuracy",
@@ -73,7 +72,7 @@ def page(found: Contents) -> dict[str, Any]:
         "missing": found.missing,
         "level": found.level,
         "headline": headline(found),
-        "alarms": domain_alarms.of_report(found.run, found.history),
+        "alarms": found.run.get("alarms"),
         "domains": domain_section.section(found),
         "names": domain_section.names(found),
         "groups": group_sentences(found),

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finesight.report import numbers
-from finesight.report.domain_alarms import of_report
 from finesight.report.oracle import oracle
 
 SUMMARY_LINES = 8
@@ -53,11 +52,11 @@ def summary_lines(
     if known is not None and known.best != known.kept:
         value = numbers.percent(known.best_accuracy, test[name].get("n"))
         lines.append(f"Oracle epoch {known.best} of {run.get('epochs', '?')} would have given {value} (never used)")
-    return lines + _alarms(run, history, max(SUMMARY_LINES - len(lines), LEAST_ALARMS))
+    return lines + _alarms(run, max(SUMMARY_LINES - len(lines), LEAST_ALARMS))
 
 
-def _alarms(run: Mapping[str, Any], history: Sequence[Mapping[str, Any]], room: int) -> list[str]:
-    alarms = of_report(run, history) or []
+def _alarms(run: Mapping[str, Any], room: int) -> list[str]:
+    alarms = list(run.get("alarms") or [])
     if len(alarms) > room:
         alarms = [*alarms[: room - 1], f"and {len(alarms) - room + 1} more, in the report"]
     return [f"ALARM: {alarm}" for alarm in alarms]

@@ -14,7 +14,7 @@ from torch.nn import functional
 from finesight import adaptation, cache
 from finesight.adaptation import AdaptConfig
 from finesight.config import Section
-from finesight.data import histograms, transforms
+from finesight.data import transforms
 from finesight.data.batches import Batch, Batches
 from finesight.data.config import DataConfig
 from finesight.data.decoding import decode
@@ -28,7 +28,7 @@ from finesight.models.backbones import ModelConfig
 from finesight.models.weights import state_hash
 from finesight.optimization import TrainConfig, make_optimizer
 from finesight.tasks.base import Figures, Loss, Say
-from finesight.tasks.new_images import classify_images
+from finesight.tasks.classifying import classify_images, label_table, trivial_baselines
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -162,7 +162,7 @@ class Classification:
             )
 
     def _images_at_once(self) -> int:
-        """Images in one frozen pass; on a CPU few enough that their maps stay in its cache (1.3 times as fast)."""
+        """Images in one frozen pass; on a CPU few enough that their maps stay in its cache."""
         most = self.config.evaluation.batch_size
         if self.engine.device.type != "cpu":
             return most
@@ -219,21 +219,10 @@ class Classification:
     # ---- judging ------------------------------------------------------------------------------
 
     def baselines(self) -> dict[str, dict[str, NDArray[Any]]]:
-        """The majority class, and a linear classifier on colour histograms."""
-        share = np.bincount(self.labels["train"], minlength=len(self.classes)) / len(self.labels["train"])
-        test = len(self.labels["test"])
-        linear = histograms.linear_classifier(self.pixels["train"], self.labels["train"], len(self.classes))
-        return {
-            "majority class": {"test": np.tile(share, (test, 1))},
-            "linear on colour histograms": {"test": linear(self.pixels["test"])},
-        }
+        return trivial_baselines(self)
 
     def table(self, split: str, predictions: NDArray[Any]) -> dict[str, list[Any]]:
-        return {
-            "reference": [self.classes[label] for label in self.labels[split]],
-            "prediction": [self.classes[label] for label in predictions.argmax(1)],
-            "scores": predictions.tolist(),
-        }
+        return label_table(self, split, predictions)
 
     def alarms(self, metrics: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:  # noqa: ARG002
         """Sentences on results that look too good or too bad."""

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from finesight import adaptation
 from finesight.config import Section
-from finesight.data import domains, histograms, transforms
+from finesight.data import domains, transforms
 from finesight.data.batches import Batch, Batches
 from finesight.data.decoding import decode
 from finesight.data.domains import DomainDataConfig
@@ -35,7 +35,7 @@ from finesight.models.dann import DomainHead
 from finesight.models.pixelda import PixelDADiscriminator, PixelDAGenerator, spectators
 from finesight.optimization import TrainConfig, make_optimizer
 from finesight.tasks.base import Figures, Loss, Say
-from finesight.tasks.new_images import classify_images
+from finesight.tasks.classifying import classify_images, label_table, trivial_baselines
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -364,20 +364,10 @@ class DomainAdaptation:
     # ---- judging ------------------------------------------------------------------------------
 
     def baselines(self) -> dict[str, dict[str, NDArray[Any]]]:
-        """The majority class of the training images, and a linear classifier on their colour histograms."""
-        share = np.bincount(self.labels["train"], minlength=len(self.classes)) / len(self.labels["train"])
-        linear = histograms.linear_classifier(self.pixels["train"], self.labels["train"], len(self.classes))
-        return {
-            "majority class": {"test": np.tile(share, (len(self.labels["test"]), 1))},
-            "linear on colour histograms": {"test": linear(self.pixels["test"])},
-        }
+        return trivial_baselines(self)
 
     def table(self, split: str, predictions: NDArray[Any]) -> dict[str, list[Any]]:
-        return {
-            "reference": [self.classes[label] for label in self.labels[split]],
-            "prediction": [self.classes[label] for label in predictions.argmax(1)],
-            "scores": predictions.tolist(),
-        }
+        return label_table(self, split, predictions)
 
     def alarms(self, metrics: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
         """Sentences on results that look too good or too bad."""

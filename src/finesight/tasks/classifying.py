@@ -1,4 +1,4 @@
-"""Labels for images that were in no data set: what `finesight predict` shows."""
+"""What every task that ends in a classifier does alike: baselines, the table of predictions, new images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from finesight.data import images
+from finesight.data import histograms, images
+
+
+def trivial_baselines(task: Any) -> dict[str, dict[str, NDArray[Any]]]:
+    """The majority class of the training images, and a linear classifier on their colour histograms."""
+    labels, count = task.labels["train"], len(task.classes)
+    share = np.bincount(labels, minlength=count) / len(labels)
+    linear = histograms.linear_classifier(task.pixels["train"], labels, count)
+    return {
+        "majority class": {"test": np.tile(share, (len(task.labels["test"]), 1))},
+        "linear on colour histograms": {"test": linear(task.pixels["test"])},
+    }
+
+
+def label_table(task: Any, split: str, predictions: NDArray[Any]) -> dict[str, list[Any]]:
+    """The columns reference, prediction and scores of predictions.parquet. predictions: float [N, C]"""
+    return {
+        "reference": [task.classes[label] for label in task.labels[split]],
+        "prediction": [task.classes[label] for label in predictions.argmax(1)],
+        "scores": predictions.tolist(),
+    }
 
 
 def classify_images(task: Any, inputs: Sequence[Any]) -> list[dict[str, Any]]:
