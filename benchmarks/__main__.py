@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-NAMES = ("bootstrap", "cifar10_mlp", "inception_head", "loop_overhead", "pixelda")
+NAMES = ("bootstrap", "cifar10_mlp", "endovae", "inception_head", "loop_overhead", "mae", "pixelda")
 
 
 def main() -> None:

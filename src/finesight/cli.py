@@ -28,7 +28,7 @@ Adapt vision models to your own images, and know how far to trust the result.
       --data.root PATH        your images: a folder, zip, CSV/JSONL/parquet, npz, or hub:OWNER/NAME
   eval RUN [--json]           measure a run's stored weights again
   predict RUN FILE... [--json]
-                              classify new images with a run
+                              what a run's model makes of new images
   compare RUN RUN... [--json] [--output FILE.html]
                               paired comparison on one test set
   replay RUN                  run it again and compare every loss bit for bit
@@ -257,21 +257,20 @@ Measure a run's stored weights again, on its own data or on another test set; wr
 
 
 def _predict(words: list[str]) -> int:
-    parser = _Parser("predict", "Classify new images with a run.")
+    parser = _Parser("predict", "What a run's model makes of new images.")
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("files", nargs="+", help="image files")
-    parser.add_argument("--json", action="store_true", help="as JSON, with the score of every class")
+    parser.add_argument("--json", action="store_true", help="as JSON, with every score")
     chosen = parser.parse_args(words)
     from finesight import reopen
 
-    rows = reopen.load_run(chosen.run).predict(chosen.files)
+    run = reopen.load_run(chosen.run)
+    rows = run.predict(chosen.files)
     if chosen.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
         for row in rows:
-            others = sorted(row["scores"].items(), key=lambda pair: -pair[1])[1:3]
-            tail = ", ".join(f"{name} {score:.1%}" for name, score in others)
-            print(f"{row['input']}: {row['prediction']} {row['confidence']:.1%}  (then {tail})")
+            print(f"{row['input']}: {run.task.line(row)}")
     return 0
 
 

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
+from finesight import config as configuration
+from finesight import recipes
 from finesight.errors import RunError
 from finesight.metrics import bootstrap
-from finesight.metrics.classification import ClassificationMetric, higher_is_better
+from finesight.metrics.kinds import higher_is_better
 from finesight.run_folder import open_run
 
 
@@ -21,7 +22,7 @@ def compare(paths: list[Path], *, resamples: int = 1000, level: float = 0.95) ->
     same labels and classes.
     """
     runs: list[dict[str, Any]] = []
-    tests, stamps = [], []
+    tests, stamps, tasks = [], [], []
     for path in paths:
         folder = open_run(path)
         metrics = folder.read_metrics()["test"]
@@ -29,14 +30,17 @@ def compare(paths: list[Path], *, resamples: int = 1000, level: float = 0.95) ->
         runs.append({"name": name, "path": str(path), "metrics": metrics})
         stamps.append(folder.recorded("data").get("fingerprints", {}).get("test"))
         tests.append((path, folder.recorded("classes"), _test_rows(folder.predictions)))
+        tasks.append((configuration.read_yaml(folder.config)["task"], folder.read_run().get("conditions") or {}))
     reference = tests[0]
+    kind = recipes.task_class({"task": tasks[0][0]})
     pairs = []
     for number, other in enumerate(tests[1:], start=1):
+        _same_conditions((reference[0], *tasks[0]), (other[0], *tasks[number]))
         _same_test(reference, other)
         if stamps[number] != stamps[0]:
             raise RunError(f"{reference[0]} and {other[0]}: the test images have the same names but other content.")
-        metric = ClassificationMetric(reference[1])
-        tables = [_statistics(metric, classes, rows) for _, classes, rows in (reference, other)]
+        read = [kind.compared(reference[1], own, rows) for _, own, rows in (reference, other)]
+        metric, tables = read[0][0], [table for _, table in read]
         groups = reference[2]["group"] if len(set(reference[2]["group"])) < len(reference[2]["group"]) else None
         found = bootstrap.paired(metric, *tables, groups=groups, resamples=resamples, level=level)
         pairs.append({"a": runs[0]["name"], "b": runs[number]["name"], "metrics": found})
@@ -81,7 +85,24 @@ def _test_rows(path: Path) -> dict[str, list[Any]]:
     if not path.is_file():
         raise RunError(f"{path}: missing; finish the run first: finesight run --resume --output {path.parent}.")
     rows = pq.read_table(path, filters=[("split", "==", "test")]).sort_by("id")
-    return {name: rows.column(name).to_pylist() for name in ("id", "group", "reference", "scores")}
+    return {name: rows.column(name).to_pylist() for name in rows.column_names}
+
+
+def _same_conditions(a: tuple[Path, str, dict[str, Any]], b: tuple[Path, str, dict[str, Any]]) -> None:
+    (path_a, task_a, conditions_a), (path_b, task_b, conditions_b) = a, b
+    comparable = {"classification", "domain-adaptation"}
+    if task_a != task_b and not {task_a, task_b} <= comparable:
+        raise RunError(f"{path_a} and {path_b}: a {task_a} and a {task_b} run have no common metric.")
+    different = [
+        f"{name} {conditions_a.get(name)} and {conditions_b.get(name)}"
+        for name in {**conditions_a, **conditions_b}
+        if conditions_a.get(name) != conditions_b.get(name)
+    ]
+    if different:
+        raise RunError(
+            f"{path_a} and {path_b}: tested under different conditions ({'; '.join(different)}), so their numbers "
+            "cannot be compared. Run one of them again with the settings of the other."
+        )
 
 
 def _same_test(
@@ -97,16 +118,9 @@ def _same_test(
         )
     if sorted(classes_a) != sorted(classes_b):
         raise RunError(f"{path_a} and {path_b}: different classes ({', '.join(classes_a)} and {', '.join(classes_b)}).")
-    different = sum(x != y for x, y in zip(rows_a["reference"], rows_b["reference"], strict=True))
+    references = (rows_a.get("reference", []), rows_b.get("reference", []))
+    different = sum(x != y for x, y in zip(*references, strict=True))
     if different:
         raise RunError(
             f"{path_a} and {path_b}: {different} test samples have another label in the second run; mend the data."
         )
-
-
-def _statistics(metric: ClassificationMetric, classes: list[str], rows: dict[str, list[Any]]) -> Any:
-    """Statistics per test sample, with the columns of the scores put in the metric's class order."""
-    position = {name: index for index, name in enumerate(classes)}
-    order = [position[name] for name in metric.classes]
-    references = np.array([metric.classes.index(name) for name in rows["reference"]])
-    return metric.statistics(np.asarray(rows["scores"])[:, order], references)

@@ -13,11 +13,15 @@ from pydantic import Field
 from finesight.config import Section
 from finesight.engine import Engine
 from finesight.errors import NonFiniteLoss
-from finesight.files import replacing
+from finesight.files import read_json, replacing, write_json
 from finesight.metrics import bootstrap
 from finesight.progress import Progress
 from finesight.run_folder import RunFolder
 from finesight.tasks.base import Task
+
+BEFORE = "before training"
+NO_SPLIT = ("baselines", "improvement", "anomaly")
+"""Entries of metrics.json that are not the scores of a split."""
 
 
 class EvaluationConfig(Section):
@@ -72,33 +76,59 @@ def evaluate(
     seed: int,
     *,
     baselines: bool = True,
+    before: NDArray[Any] | None = None,
 ) -> dict[str, Any]:
     """The content of metrics.json: every metric of every split with its interval, and the baselines.
+
+    `before` are the test predictions of the model before training: a baseline, and, as the two are paired,
+    the improvement {BEFORE: {metric: {a, b, difference, low, high, p, n}}}.
 
     Where samples share a group (a leaf, a patient) whole groups are resampled: samples of one
     origin are not independent, and an interval that ignored it would be too narrow.
     """
 
+    together = {split: names if len(set(names)) < len(names) else None for split, names in groups.items()}
+
     def measured(split: str, rows: NDArray[Any]) -> dict[str, dict[str, Any]]:
         table = task.metric.statistics(rows, task.references(split))
-        together = groups[split] if len(set(groups[split])) < len(groups[split]) else None
         return bootstrap.intervals(
-            task.metric, table, groups=together, resamples=config.resamples, seed=seed, level=config.level
+            task.metric, table, groups=together[split], resamples=config.resamples, seed=seed, level=config.level
         )
 
     result: dict[str, Any] = {split: measured(split, rows) for split, rows in predictions.items()}
     if baselines:
+        trivial = task.baselines()
+        if before is not None:
+            trivial = {BEFORE: {"test": before}, **trivial}
+            tables = [task.metric.statistics(rows, task.references("test")) for rows in (before, predictions["test"])]
+            result["improvement"] = {
+                BEFORE: bootstrap.paired(
+                    task.metric, *tables, groups=together["test"], resamples=config.resamples, seed=seed,
+                    level=config.level,
+                )
+            }  # fmt: skip
         result["baselines"] = {
             name: {split: measured(split, rows) for split, rows in of_splits.items()}
-            for name, of_splits in task.baselines().items()
+            for name, of_splits in trivial.items()
         }
+        result |= task.further(predictions, groups)
     return result
+
+
+def write_start(folder: RunFolder, rows: NDArray[Any]) -> None:
+    """Keep the test predictions of the model before training in the run folder."""
+    write_json(folder.start, rows.tolist())
+
+
+def read_start(folder: RunFolder) -> NDArray[Any] | None:
+    """The test predictions of the model before training; None where they were not measured."""
+    return np.asarray(read_json(folder.start)) if folder.start.is_file() else None
 
 
 def write_predictions(
     folder: RunFolder, task: Task, predictions: dict[str, NDArray[Any]], groups: dict[str, list[str]]
 ) -> None:
-    """predictions.parquet: id, split, group, reference, prediction, scores."""
+    """predictions.parquet: id, split, group, and what the task makes of each prediction."""
     parts = []
     for split, rows in predictions.items():
         columns: dict[str, Any] = {

@@ -16,7 +16,7 @@ from finesight import config as configuration
 from finesight.data.fingerprint import fingerprint
 from finesight.engine import Engine, hardware
 from finesight.errors import RunError, Stopped
-from finesight.evaluate import evaluate, finite, predict, scores, write_predictions
+from finesight.evaluate import evaluate, finite, predict, read_start, scores, write_predictions, write_start
 from finesight.files import sync, write_json, write_text
 from finesight.models.config import NAMED
 from finesight.reopen import Run, load_frozen, quiet, refuse_changed_data, say
@@ -28,6 +28,7 @@ LOCAL_PATHS = (
     ("data", "source"),
     ("data", "target"),
     ("data", "backgrounds"),
+    ("data", "anomalies"),
     ("model", "name"),
     ("model", "weights"),
 )
@@ -163,13 +164,14 @@ def _experiment(kind: Any, request: Request, config: Any, folder: RunFolder, eng
         say(line)
     data = task.prepare(data)
     groups = {split: list(data[split]["group"]) for split in task.measured}
+    start = predict(task, "test", engine, shown=True) if saved is None and task.measures_start else None
     if engine.main and saved is None:
-        _start(folder, request, config, task, data, stamp)
+        _start(folder, request, config, task, data, stamp, start)
     engine.wait()
 
     def validate() -> dict[str, float]:
         found = scores(task, "validation", predict(task, "validation", engine))
-        kept = {"loss": found["nll"], **{name: value for name, value in found.items() if "/" not in name}}
+        kept = {"loss": found[task.metric.loss], **{name: value for name, value in found.items() if "/" not in name}}
         return finite(kept | task.validators(kept))
 
     def better(new: float, old: float) -> bool:
@@ -194,8 +196,10 @@ def _experiment(kind: Any, request: Request, config: Any, folder: RunFolder, eng
     engine.wait()
 
 
-def _start(folder: RunFolder, request: Request, config: Any, task: Any, data: Any, stamp: str) -> None:
+def _start(folder: RunFolder, request: Request, config: Any, task: Any, data: Any, stamp: str, start: Any) -> None:
     """Write what is known before the first step; config.yaml last, because it makes the folder a run."""
+    if start is not None:
+        write_start(folder, start)
     temporary = folder.path / ".tmp-model"
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(folder.model, ignore_errors=True)
@@ -221,7 +225,7 @@ def _start(folder: RunFolder, request: Request, config: Any, task: Any, data: An
         versions=versions(), git=git_state(), seeds={"seed": config.seed}, threads=torch.get_num_threads(),
         processes=task.engine.world, device=str(task.engine.device), precision=task.engine.precision,
         hardware=hardware(), started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        data=about_data,
+        data=about_data, conditions=task.conditions,
         model={"name": config.model.name, **asdict(task.audit), "audit": task.audit.lines(), "notes": task.model.notes},
     )  # fmt: skip
     write_text(folder.config, configuration.to_yaml(config))
@@ -246,7 +250,7 @@ def _balance(config: Any) -> list[str]:
 def _finish(folder: RunFolder, task: Any, predictions: Any, groups: Any, config: Any, say: Any) -> dict[str, Any]:
     """Scores, intervals, baselines, per-sample table and figures."""
     say("Measuring with intervals, and the baselines ...")
-    metrics = evaluate(task, predictions, groups, config.evaluation, config.seed)
+    metrics = evaluate(task, predictions, groups, config.evaluation, config.seed, before=read_start(folder))
     write_predictions(folder, task, predictions, groups)
     write_json(folder.metrics, metrics)
     folder.update_run(alarms=task.alarms(metrics, folder.read_history()))

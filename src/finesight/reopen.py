@@ -13,7 +13,7 @@ from finesight import config as configuration
 from finesight.data.fingerprint import fingerprint
 from finesight.engine import Engine
 from finesight.errors import ConfigError, RunError
-from finesight.evaluate import evaluate, predict
+from finesight.evaluate import NO_SPLIT, evaluate, predict
 from finesight.run_folder import RunFolder, open_run
 from finesight.train import load_weights
 
@@ -31,14 +31,19 @@ class Run:
         return open_run(self.path).read_metrics()
 
     def predict(self, inputs: Any) -> list[dict[str, Any]]:
-        """Predictions for one or more image files, PIL images or uint8 arrays [H, W, 3].
+        """What the model makes of one or more image files, PIL images or uint8 arrays [H, W, 3].
 
-        Returns one {"input", "prediction", "confidence", "scores"} for each.
+        Returns one dict for each: a classifier gives {"input", "prediction", "confidence", "scores"}.
         """
+        single = isinstance(inputs, str | Path) or hasattr(inputs, "__array_interface__")
+        return self.task.predict_images([inputs] if single else list(inputs))
+
+    @property
+    def task(self) -> Any:
+        """The task with its best weights, without data."""
         if self._task is None:
             self._task = restored(open_run(self.path), quiet)
-        single = isinstance(inputs, str | Path) or hasattr(inputs, "__array_interface__")
-        return self._task.predict_images([inputs] if single else list(inputs))
+        return self._task
 
 
 def load_run(path: str | Path) -> Run:
@@ -56,7 +61,7 @@ def evaluate_again(path: Path, split: str = "test", overrides: Mapping[str, Any]
     {metric: {value, low, high, n}}.
     """
     folder = open_run(path)
-    known = [name for name in folder.read_metrics() if name != "baselines"] or ["test", "validation"]
+    known = [name for name in folder.read_metrics() if name not in NO_SPLIT] or ["test", "validation"]
     if split not in known:
         raise ConfigError(f"split: {split!r} cannot be measured; give one of {', '.join(sorted(known))}.")
     stored = configuration.read_yaml(folder.config)

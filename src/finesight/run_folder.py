@@ -68,6 +68,11 @@ class RunFolder:
         return self.path / "predictions.parquet"
 
     @property
+    def start(self) -> Path:
+        """Test predictions of the model before training."""
+        return self.path / "start.json"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

@@ -281,6 +281,8 @@ def summarise(output: Path, seeds: Iterable[int]) -> dict[str, Any]:
     stamps = [folder.recorded("data").get("fingerprints", {}) for folder in folders]
     runs = [folder.read_run() for folder in folders]
     baselines = [metrics.pop("baselines", {}) for metrics in found]
+    for metrics in found:
+        metrics.pop("improvement", None)
     names = list(dict.fromkeys(name for each in baselines for name in each))
     return {
         "metrics": _spreads(found)

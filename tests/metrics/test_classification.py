@@ -13,9 +13,7 @@ from finesight.metrics.bootstrap import intervals, total
 from finesight.metrics.classification import (
     ClassificationMetric,
     confusion_matrix,
-    higher_is_better,
     impossible_f1,
-    kind,
     per_class_table,
     reliability,
 )
@@ -254,16 +252,6 @@ def test_per_class_table_refuses_an_edited_row() -> None:
     found["f1/dog"]["value"] = 0.99
     with pytest.raises(DataError, match=r"^dog: F1 0.99 is not between precision .* evaluate the run again"):
         per_class_table(found, metric.classes)
-
-
-def test_every_name_has_unit_and_direction() -> None:
-    for name in ClassificationMetric(names(7)).names:
-        lower = name in ("nll", "expected_calibration_error")
-        assert higher_is_better(name) is not lower, name
-        assert kind(name).unit == ("nats" if name == "nll" else "fraction")
-    assert not higher_is_better("loss")
-    with pytest.raises(ConfigError, match="acuracy: no metric of this name; did you mean 'accuracy'"):
-        higher_is_better("acuracy")
 
 
 def test_rounding_of_half_precision_is_accepted() -> None:

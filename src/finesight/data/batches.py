@@ -30,7 +30,7 @@ class Batches:
 
     `second` are the columns of another set without pairing (the images of a target domain): a training
     batch then also holds as many of its rows, in a random order of their own that runs on from epoch to
-    epoch, and `progress` float32 [B], the epochs done so far.
+    epoch. Every training batch has `progress` float32 [B], the epochs done so far.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class _Plan(torch.utils.data.Dataset[Batch]):
         if self.source.second is not None:
             places = number * size + np.arange(len(whole))[self.rank :: self.world]
             batch |= self._of_second(places if len(places) else np.array([number * size]))
-            batch["progress"] = torch.full((len(share),), self.epoch + number / len(self.source))
+        batch["progress"] = torch.full((len(share),), self.epoch + number / len(self.source))
         if filler:
             batch["items"] = 0
         return batch

@@ -44,9 +44,10 @@ class DataConfig(Section):
         "full",
         description="16-bit images to 8: by the full range 0-65535, or by each image's own minimum and maximum",
     )
-    fit: Literal["squash", "crop", "pad"] | None = Field(
+    fit: Literal["squash", "crop", "pad", "border"] | None = Field(
         None,
-        description="How an image becomes square: stretched, centre-cropped, black borders; the model's own if none",
+        description="How an image becomes square: stretched, centre-cropped, black borders added, or an endoscope's "
+        "black border cut off; the model's own if none",
     )
     size: int | None = Field(
         None,

@@ -58,7 +58,7 @@ class DomainDataConfig(Section):
     sixteen_bit: Literal["full", "minmax"] = Field(
         "full", description="16-bit images to 8: full range, or each its own"
     )
-    fit: Literal["squash", "crop", "pad"] | None = Field(None, description="How an image becomes square")
+    fit: Literal["squash", "crop", "pad", "border"] | None = Field(None, description="How an image becomes square")
     size: int | None = Field(None, ge=8, description="Side in pixels at which images are held; the model's if none")
     cache_dir: str | None = Field(None, description="Folder for decoded images; default ~/.cache/finesight")
 

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from finesight.data import archives
+from finesight.data import archives, borders
 from finesight.errors import DataError
 
 SixteenBit = Literal["full", "minmax"]
-Fit = Literal["squash", "crop", "pad"]
+Fit = Literal["squash", "crop", "pad", "border"]
 
 MOST_PIXELS = 178_956_970
 _COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
@@ -90,12 +90,14 @@ def decode_resized(
 ) -> np.ndarray:
     """Read, decode and make square: uint8 [3, size, size], RGB, bilinear with antialiasing.
 
-    `fit`: "squash" stretches, "crop" takes the largest centred square, "pad" adds black borders. A
-    square image of that size is copied unchanged. A JPEG more than twice as large is decoded at a
-    reduced scale (never below twice `size`). Raises `BadImage`.
+    `fit`: "squash" stretches, "crop" takes the largest centred square, "pad" adds black borders,
+    "border" cuts out the content of an endoscopy frame (`borders`). A square image of that size is
+    copied unchanged, and a JPEG more than twice as large is decoded at a reduced scale (never below
+    twice `size`); not so by "border", which finds the content on the full image. Raises `BadImage`.
     """
-    image = _decoded(read(entry), name, sixteen_bit, 2 * size)
-    if image.size != (size, size):
+    whole = fit == "border"
+    image = _decoded(read(entry), name, sixteen_bit, None if whole else 2 * size)
+    if whole or image.size != (size, size):
         image = _square(image, size, fit)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
@@ -167,6 +169,8 @@ def _from_deep(values: np.ndarray, mode: str, sixteen_bit: SixteenBit, name: str
 
 def _square(image: Image.Image, size: int, fit: Fit) -> Image.Image:
     width, height = image.size
+    if fit == "border":
+        return borders.cropped(image, size)
     if fit == "crop":
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2

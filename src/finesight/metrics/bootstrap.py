@@ -25,11 +25,15 @@ class Metric(Protocol):
     """Per-sample statistics, and a function of their sum.
 
     `statistics` takes a batch and returns float64 [N, K], dense or scipy.sparse, one row per sample.
-    `reduce` takes sums of rows [..., K] and returns one array [...] per name; NaN where undefined.
+    `reduce` takes sums of rows [..., K] and returns one array [...] per name; NaN where undefined. `loss` is
+    the one of `names` that stands for the loss of a held-out split.
     """
 
     @property
     def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def loss(self) -> str: ...
 
     def statistics(self, predictions: Any, references: Any) -> Table: ...
 

@@ -1,9 +1,8 @@
 """Scores of a classifier as a function of summed per-sample statistics, equal to scikit-learn's."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,49 +16,6 @@ DENSE_CLASSES = 32
 
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).smallest_subnormal)
 """Floor of a probability under the logarithm: 1.4e-45, the smallest positive float32."""
-
-
-class Kind(NamedTuple):
-    """Unit of a metric, and whether more of it is better."""
-
-    unit: str
-    higher_is_better: bool
-
-
-KINDS: Mapping[str, Kind] = {
-    "accuracy": Kind("fraction", True),
-    "top_k_accuracy": Kind("fraction", True),
-    "precision": Kind("fraction", True),
-    "recall": Kind("fraction", True),
-    "f1": Kind("fraction", True),
-    "macro_precision": Kind("fraction", True),
-    "macro_recall": Kind("fraction", True),
-    "macro_f1": Kind("fraction", True),
-    "weighted_precision": Kind("fraction", True),
-    "weighted_recall": Kind("fraction", True),
-    "weighted_f1": Kind("fraction", True),
-    "expected_calibration_error": Kind("fraction", False),
-    "nll": Kind("nats", False),
-    "loss": Kind("nats", False),
-}
-"""Unit and direction by family: `f1/cat` is of family `f1`, `top_5_accuracy` of `top_k_accuracy`."""
-
-
-def kind(name: str) -> Kind:
-    """Unit and direction of a metric. Raises `ConfigError` for a name that is no metric."""
-    family = re.sub(r"^top_\d+_accuracy$", "top_k_accuracy", name)
-    if name.startswith(("precision/", "recall/", "f1/")):
-        family = name.partition("/")[0]
-    if family not in KINDS:
-        from finesight.config import nearest
-
-        raise ConfigError(f"{name}: no metric of this name{nearest(name, list(KINDS))}. Known: {', '.join(KINDS)}.")
-    return KINDS[family]
-
-
-def higher_is_better(name: str) -> bool:
-    """Whether a larger value of this metric (or of `loss`) is the better one."""
-    return kind(name).higher_is_better
 
 
 class ClassificationMetric:
@@ -82,6 +38,8 @@ class ClassificationMetric:
 
     Raises `DataError` for empty or repeated class names, `ConfigError` for `top_k` or `bins` below 1.
     """
+
+    loss = "nll"
 
     def __init__(self, classes: Sequence[str], top_k: int = 5, bins: int = 15) -> None:
         self.classes = tuple(classes)

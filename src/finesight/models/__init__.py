@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from finesight.models.endovae import EndoVAE
     from finesight.models.inception import inception_v3
     from finesight.models.leaf_vit import LeafViT
     from finesight.models.mlp import MLP
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MLP",
+    "EndoVAE",
     "LeafViT",
     "PixelDAClassifier",
     "PixelDADiscriminator",
@@ -21,6 +23,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "EndoVAE": "endovae",
     "MLP": "mlp",
     "LeafViT": "leaf_vit",
     "PixelDAClassifier": "pixelda",

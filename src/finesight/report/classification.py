@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from finesight.data import transforms
 from finesight.report import classifier
 from finesight.report import figures as draw
 from finesight.tasks.base import Figures
@@ -38,7 +39,7 @@ def figures(
 
 def _tokens(task: "Classification") -> tuple[Any, str, str]:
     """What the patch-and-position layer makes of the first test image (report 004)."""
-    batch = task.engine.send({"image": task.resized(task.pixels["test"][:1])})
+    batch = task.engine.send({"image": transforms.resize(task.pixels["test"][:1], task.model.image_size)})
     with torch.inference_mode():
         tokens = task.model.backbone.tokens(task.prepared(batch))[0].float().cpu().numpy()  # type: ignore[operator]
     name = task.held_out("test").ids[0]
@@ -50,8 +51,6 @@ def _tokens(task: "Classification") -> tuple[Any, str, str]:
 
 
 def _augmentation(task: "Classification") -> tuple[Any, str, str]:
-    from finesight.data import transforms
-
     present = np.unique(task.labels["train"], return_index=True)
     rows = [int(row) for row in present[1][:4]]
     names = [task.classes[label] for label in present[0][:4]]

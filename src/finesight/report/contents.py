@@ -14,8 +14,9 @@ WHAT = {
     "config.yaml": "every option of the run",
     "run.json": "provenance: command, versions, hardware, data, model",
     "history.jsonl": "losses and metrics of each epoch",
+    "start.json": "test predictions of the model before training",
     "metrics.json": "every metric with its interval, and the baselines",
-    "predictions.parquet": "each held-out sample: reference, prediction, scores",
+    "predictions.parquet": "each held-out sample and its scores; for a classifier reference and prediction too",
     "checkpoints": "weights and training state",
     "model": "what rebuilds the architecture, and frozen weights",
     "figures": "the figures as PNG and SVG",
@@ -50,6 +51,11 @@ class Contents:
     def level(self) -> float:
         """Coverage of the intervals, a fraction."""
         return float((self.config.get("evaluation") or {}).get("level") or 0.95)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the task gives images a class; taken for granted where no file names it."""
+        return (self.run.get("task") or self.config.get("task")) in (None, "classification", "domain-adaptation")
 
     @property
     def classes(self) -> list[str]:
@@ -93,22 +99,27 @@ def read(run_dir: Path) -> Contents:
 def _splits(path: Path) -> dict[str, Split]:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, columns=["split", "group", "reference", "prediction"])
-    rows: dict[str, list[tuple[str, str, str]]] = {}
-    for split, *row in zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True):
-        rows.setdefault(split, []).append((row[0], row[1], row[2]))
+    columns = ["split", "group"]
+    if {"reference", "prediction"} <= set(pq.read_schema(path).names):
+        columns += ["reference", "prediction"]
+    table = pq.read_table(path, columns=columns)
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    for split, *row in zip(*(table.column(name).to_pylist() for name in columns), strict=True):
+        rows.setdefault(split, []).append(tuple(row))
     return {split: _split(of_split) for split, of_split in rows.items()}
 
 
-def _split(rows: list[tuple[str, str, str]]) -> Split:
+def _split(rows: list[tuple[str, ...]]) -> Split:
+    """Rows are (group, reference, prediction), or (group,) where images have no class."""
+    judged = [(row[1], row[2]) for row in rows if len(row) == 3]
     wrong: dict[str, Counter[str]] = {}
-    for _, reference, prediction in rows:
+    for reference, prediction in judged:
         if reference != prediction:
             wrong.setdefault(reference, Counter())[prediction] += 1
     return Split(
         samples=len(rows),
-        groups=len({group for group, _, _ in rows}),
-        support=dict(Counter(reference for _, reference, _ in rows)),
+        groups=len({row[0] for row in rows}),
+        support=dict(Counter(reference for reference, _ in judged)),
         confused={name: min(counts.items(), key=lambda item: (-item[1], item[0])) for name, counts in wrong.items()},
     )
 

@@ -5,9 +5,10 @@ Figures of a report have fixed names, which also order them (`html.FIGURE_ORDER`
 drawn in domain_charts.py and domain_grids.py.
 """
 
+import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,9 @@ __all__ = [
     "worst_indices",
     "worst_mistakes",
 ]
+
+Row = tuple[str, float, float | None, float | None]
+"""Name of a method, its value, and the ends of the interval; None where there is none."""
 
 
 @style.styled
@@ -79,26 +83,42 @@ def curves(rows: Sequence[Mapping[str, Any]], metric: str = "accuracy", best_epo
     metric = "accuracy" if metric == "loss" else metric
     share = all(0 <= value <= 1 for split in ("train", "validation") for value in series(rows, split, metric)[1])
     for axes, key, scale in ((panels[0], "loss", 1), (panels[1], metric, 100 if share else 1)):
-        drawn = [_curve(axes, rows, split, key, scale, best_epoch) for split in ("train", "validation")]
         label = key.replace("_", " ")
-        axes.set(title=label.capitalize(), xlabel="epoch", ylabel=f"{label} (%)" if scale == 100 else label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(axis="y")
-        if best_epoch is not None and any(drawn):
-            axes.axvline(best_epoch, color=style.QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-            axes.plot(
-                [],
-                [],
-                color=style.QUIET,
-                linewidth=1,
-                linestyle=(0, (4, 3)),
-                label=f"kept: epoch {best_epoch}",
-            )
-        if any(drawn):
-            axes.legend()
-        else:
-            style.empty(axes, f"no {label} was recorded")
+        axes.set(title=label.capitalize(), ylabel=f"{label} (%)" if scale == 100 else label)
+        epoch_panel(axes, rows, {key: ""}, label, scale, best_epoch)
     return fig
+
+
+def epoch_panel(
+    axes: "Axes",
+    rows: Sequence[Mapping[str, Any]],
+    keys: Mapping[str, str],
+    what: str,
+    scale: float = 1,
+    best_epoch: int | None = None,
+) -> None:
+    """Quantities by epoch on one pair of axes, for training and validation; the kept epoch is marked.
+
+    `keys` are {key of the history: its name in the legend}; an empty name for a single one. `what` names them in
+    the sentence that stands where none was recorded.
+    """
+    drawn = [
+        _curve(axes, rows, split, key, scale, best_epoch, name, place)
+        for place, (key, name) in enumerate(keys.items())
+        for split in ("train", "validation")
+    ]
+    axes.set_xlabel("epoch")
+    locator: Any = axes.xaxis.get_major_locator()
+    locator.set_params(integer=True)
+    axes.grid(axis="y")
+    if not any(drawn):
+        style.empty(axes, f"no {what} was recorded")
+        return
+    if best_epoch is not None:
+        dashed: dict[str, Any] = {"color": style.QUIET, "linewidth": 1, "linestyle": (0, (4, 3))}
+        axes.axvline(best_epoch, zorder=0, **dashed)
+        axes.plot([], [], label=f"kept: epoch {best_epoch}", **dashed)
+    axes.legend()
 
 
 def series(rows: Sequence[Mapping[str, Any]], split: str, key: str) -> tuple[list[float], list[float]]:
@@ -113,20 +133,32 @@ def series(rows: Sequence[Mapping[str, Any]], split: str, key: str) -> tuple[lis
 
 
 def _curve(
-    axes: "Axes", rows: Sequence[Mapping[str, Any]], split: str, key: str, scale: float, best: int | None
+    axes: "Axes",
+    rows: Sequence[Mapping[str, Any]],
+    split: str,
+    key: str,
+    scale: float,
+    best: int | None,
+    name: str,
+    place: int,
 ) -> bool:
+    """One line, its style by its place among the quantities of the panel; whether there was anything to draw."""
     epochs, values = series(rows, split, key)
     if not values:
         return False
     scaled = [value * scale for value in values]
-    marker = "o" if len(values) <= 40 else ""
+    marker, line = (("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."))[place % 4]
+    marker = marker if len(values) <= 40 else ""
     label = "training" if split == "train" else split
-    axes.plot(epochs, scaled, marker=marker, markersize=3.5, color=style.SPLIT_COLOURS[split], label=label)
+    label = f"{label}: {name}" if name else label
+    axes.plot(epochs, scaled, line, marker=marker, markersize=3.5, color=style.SPLIT_COLOURS[split], label=label)
     if split == "validation" and best in epochs:
         value = scaled[epochs.index(best)]
         axes.plot([best], [value], marker="o", markersize=9, markerfacecolor="none", color=style.INK)
-        text = f"{value:.1f} %" if scale == 100 else f"{value:.3g}"
-        axes.annotate(text, (best, value), xytext=(8, -14), textcoords="offset points", fontweight="bold")
+        text = f"{value:.1f} %" if scale == 100 else f"{value:.4g}" if abs(value) < 100 else f"{value:,.1f}"
+        trained = dict(zip(*series(rows, "train", key), strict=True)).get(best, math.inf) * scale
+        beside = (8, 8 if trained < value else -14)  # away from the line of training
+        axes.annotate(text, (best, value), xytext=beside, textcoords="offset points", fontweight="bold")
     return True
 
 
@@ -184,12 +216,27 @@ def _wilson(hits: np.ndarray, count: np.ndarray, z: float = 1.959964) -> tuple[n
 
 
 @style.styled
-def accuracy_intervals(
-    rows: Sequence[tuple[str, float, float | None, float | None]], quantity: str = "test accuracy", level: float = 0.95
-) -> "Figure":
+def accuracy_intervals(rows: Sequence[Row], quantity: str = "test accuracy", level: float = 0.95) -> "Figure":
     """The model (first row) against its baselines: (name, value, low, high) as shares in [0, 1].
 
     A row whose interval is unknown (None) is a point without whiskers.
+    """
+    percent = [(name, 100 * value, _percent(low), _percent(high)) for name, value, low, high in rows]
+    label = f"{quantity} (%), line: {100 * level:g} % interval"
+    return points_with_intervals(percent, label, (-2, 102), lambda value: f"{value:.1f} %")
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def points_with_intervals(
+    rows: Sequence[Row], label: str, limits: tuple[float, float], text: Callable[[float], str]
+) -> "Figure":
+    """A point and its interval for each method, the model first: (name, value, low, high) in the unit of the axis.
+
+    `limits` are the ends of the axis, `label` its name; `text` writes the value above its point. To be called
+    under the shared style.
     """
     places = np.arange(len(rows))
     fig = style.figure(8.0, 1.1 + 0.46 * max(len(rows), 2))
@@ -197,17 +244,11 @@ def accuracy_intervals(
     for place, (_, value, low, high) in zip(places, rows, strict=True):
         colour = style.BLUE if place == 0 else style.QUIET
         if low is not None and high is not None:
-            axes.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=3.5, solid_capstyle="butt")
-        axes.plot([100 * value], [place], marker="o", markersize=8, color=colour)
-        axes.annotate(
-            f"{100 * value:.1f} %",
-            (100 * value, place),
-            xytext=(0, 8),
-            textcoords="offset points",
-            ha="center",
-        )
+            axes.plot([low, high], [place, place], color=colour, linewidth=3.5, solid_capstyle="butt")
+        axes.plot([value], [place], marker="o", markersize=8, color=colour)
+        axes.annotate(text(value), (value, place), xytext=(0, 8), textcoords="offset points", ha="center")
     axes.set_yticks(places, style.shorten([row[0] for row in rows], 44))
-    axes.set(xlabel=f"{quantity} (%), line: {100 * level:g} % interval", ylabel="model", xlim=(-2, 102))
+    axes.set(xlabel=label, ylabel="model", xlim=limits)
     axes.set_ylim(len(rows) - 0.4, -0.8)
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)

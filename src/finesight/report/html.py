@@ -10,14 +10,19 @@ from typing import Any
 from finesight.errors import DataError
 from finesight.files import write_text
 from finesight.metrics.classification import per_class_table
-from finesight.report import contents, domain_section, facts, numbers
+from finesight.report import contents, domain_section, facts, numbers, reconstruction_section
 from finesight.report.contents import Contents
 
 __all__ = ["FIGURE_ORDER", "LARGEST_SVG", "page", "render", "write_report"]
 
 FIGURE_ORDER = (
     "accuracy",
+    "quality",
+    "panels",
     "curves",
+    "anomaly",
+    "samples_prior",
+    "traversals",
     "adaptation",
     "domains",
     "translation",
@@ -28,10 +33,17 @@ FIGURE_ORDER = (
     "reliability",
     "mistakes",
     "samples",
+    "border",
     "augmentation",
     "classes",
     "patch_positions",
 )
+
+NUMBERS = (
+    "label", "direction", "number", "interval", "zero_width", "is_share", "difference", "level_text", "unit",
+    "pieces",
+)  # fmt: skip
+"""Functions of `numbers` that templates may call."""
 
 LARGEST_SVG = 300_000
 """Bytes; a chart whose SVG is larger is shown as PNG."""
@@ -58,7 +70,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("label", "number", "interval", "zero_width", "is_share", "difference", "level_text", "unit", "pieces"):
+    for name in NUMBERS:
         environment.globals[name] = getattr(numbers, name)
     return environment.get_template(template).render(values)
 
@@ -73,6 +85,9 @@ def page(found: Contents) -> dict[str, Any]:
         "level": found.level,
         "headline": headline(found),
         "alarms": found.run.get("alarms"),
+        "classifies": found.classifies,
+        "improvements": reconstruction_section.improvements(found),
+        "anomalies": reconstruction_section.anomalies(found),
         "domains": domain_section.section(found),
         "names": domain_section.names(found),
         "groups": group_sentences(found),
@@ -100,10 +115,12 @@ def headline(found: Contents) -> dict[str, Any] | None:
     for baseline, splits in (found.metrics.get("baselines") or {}).items():
         theirs = (splits.get("test") or {}).get(name)
         if theirs is not None and theirs.get("value") is not None:
-            state, words = numbers.verdict(name, entry, theirs, units, found.level)
+            paired = reconstruction_section.paired_verdict(found, baseline, name)
+            state, words = paired or numbers.verdict(name, entry, theirs, units, found.level)
             beside.append({"name": baseline, "entry": theirs, "state": state, "words": words})
     return {
         "metric": name,
+        "title": numbers.title(name),
         "entry": entry,
         "meaning": numbers.meaning(name, entry, units, found.level),
         "baselines": beside,
@@ -154,7 +171,7 @@ def class_rows(found: Contents) -> dict[str, Any]:
 
 
 def data_rows(found: Contents) -> dict[str, Any] | None:
-    """Images per class and split; None when run.json says nothing about the data."""
+    """Images per class and split, or per split alone; None when run.json says nothing about the data."""
     data = found.run.get("data")
     if not data:
         return None
@@ -171,8 +188,14 @@ def data_rows(found: Contents) -> dict[str, Any] | None:
 
 
 def _ordered(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In the order of `FIGURE_ORDER`; one that is not in it ("anomaly_kl") follows the one that begins its name."""
     place = {name: index for index, name in enumerate(FIGURE_ORDER)}
-    return sorted(figures, key=lambda entry: place.get(entry["name"], len(place)))
+
+    def key(entry: dict[str, Any]) -> tuple[int, bool]:
+        name = entry["name"]
+        return place.get(name, place.get(name.partition("_")[0], len(place))), name not in place
+
+    return sorted(figures, key=key)
 
 
 def shown(found: Contents, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finesight.errors import ConfigError
-from finesight.metrics.classification import Kind, kind
+from finesight.metrics.kinds import Kind, kind
 
 Entry = Mapping[str, Any]
 
@@ -17,6 +17,14 @@ LABELS = {
     "weighted_f1": "weighted F1",
     "f1": "F1",
     "generated_accuracy": "accuracy on repainted source images",
+    "mse": "MSE",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "negative_elbo": "negative ELBO",
+    "reconstruction_nats": "reconstruction (nats)",
+    "kl": "KL divergence",
+    "objective": "training objective",
+    "auroc": "AUROC",
 }
 
 VALIDATORS = ("generated_accuracy", "target_information", "adaptation_score", "oracle_accuracy")
@@ -24,8 +32,17 @@ VALIDATORS = ("generated_accuracy", "target_information", "adaptation_score", "o
 
 
 def label(name: str) -> str:
-    """A metric's name for people: 'top_5_accuracy' -> 'top 5 accuracy'."""
+    """A metric's name for people: 'top_5_accuracy' -> 'top 5 accuracy', 'masked_psnr' -> 'PSNR on masked patches'."""
+    if name.startswith("masked_") and unit(name) is not None:
+        return f"{label(name.removeprefix('masked_'))} on masked patches"
     return LABELS.get(name, name.replace("_", " "))
+
+
+def title(name: str) -> str:
+    """The name with its unit where neither it nor `number` shows one: 'KL divergence (nats)'."""
+    known, called = unit(name), label(name)
+    silent = known is not None and known.unit in ("nats", "squared intensity") and known.unit not in called
+    return f"{called} ({known.unit})" if known is not None and silent else called
 
 
 def pieces(name: object) -> list[str]:
@@ -43,6 +60,15 @@ def unit(name: str) -> Kind | None:
         return None
 
 
+def direction(name: str) -> str:
+    """Which end is better, and the unit where the values are no shares and have one: 'lower, in nats'."""
+    known = unit(name)
+    if known is None:
+        return ""
+    better = "higher" if known.higher_is_better else "lower"
+    return better if known.unit in ("fraction", "index") else f"{better}, in {known.unit}"
+
+
 def main_metric(scores: Mapping[str, Entry]) -> str | None:
     """The metric of the headline: accuracy, or the first there is."""
     return "accuracy" if "accuracy" in scores else next(iter(scores), None)
@@ -55,24 +81,51 @@ def is_share(name: str) -> bool:
 
 def percent(value: float, n: int | None = None) -> str:
     """A share as percent: one decimal, two from 2,000 samples on, and more where rounding would claim 0 or 100 %."""
-    digits = 1 if n is None or n < 2000 else 2
-    while value not in (0.0, 1.0) and float(f"{100 * value:.{digits}f}") in (0.0, 100.0) and digits < 8:
+    return f"{_rounded(value, 100, 1 if n is None or n < 2000 else 2)} %"
+
+
+def _rounded(share: float, scale: int, digits: int) -> str:
+    """`scale` times the share, with more digits where rounding would claim all or nothing."""
+    while share not in (0.0, 1.0) and float(f"{scale * share:.{digits}f}") in (0.0, scale) and digits < 8:
         digits += 1
-    return f"{100 * value:.{digits}f} %"
+    return f"{scale * share:.{digits}f}"
 
 
 def number(name: str, value: float | None, n: int | None = None) -> str:
-    """One value of a metric in its unit; an em dash for None."""
+    """One value of a metric, with its unit where that is % or dB; an em dash for None.
+
+    AUROC stands as it is used to be read: between 0 and 1.
+    """
     if value is None:
         return "—"
-    return percent(value, n) if is_share(name) else f"{value:.4f}"
+    if name == "auroc":
+        return _rounded(value, 1, 3)
+    if is_share(name):
+        return percent(value, n)
+    return f"{value:,.{_digits(name, value)}f}{_suffix(name)}".replace("-", "−")
 
 
-def difference(name: str, value: float | None) -> str:
-    """A signed difference: percentage points for shares, else the metric's own unit."""
+def difference(name: str, value: float | None, of: float | None = None) -> str:
+    """A signed difference: percentage points for shares, else in the metric's own unit, with the digits of `of`."""
     if value is None:
         return "—"
-    return (f"{100 * value:+.1f}" if is_share(name) else f"{value:+.4f}").replace("-", "−")
+    if is_share(name):
+        return f"{100 * value:+.1f}".replace("-", "−")
+    digits = _digits(name, value if of is None else of)
+    return f"{value:+,.{digits}f}{_suffix(name)}".replace("-", "−")
+
+
+def _digits(name: str, value: float) -> int:
+    """Decimals of a value that is no share."""
+    known = unit(name)
+    if known is not None and known.unit == "dB":
+        return 2
+    return 1 if known is not None and known.unit == "nats" and abs(value) > 100 else 4
+
+
+def _suffix(name: str) -> str:
+    known = unit(name)
+    return " dB" if known is not None and known.unit == "dB" else ""
 
 
 def interval(name: str, entry: Entry) -> str:
@@ -80,7 +133,7 @@ def interval(name: str, entry: Entry) -> str:
     if entry.get("low") is None or entry.get("high") is None:
         return "—"
     low, high = (number(name, entry[end], entry.get("n")) for end in ("low", "high"))
-    return f"{low.removesuffix(' %')} to {high}"
+    return f"{low.removesuffix(' %').removesuffix(' dB')} to {high}"
 
 
 def zero_width(entry: Entry) -> bool:

@@ -58,10 +58,10 @@ def spread_text(name: str, spread: Spread) -> str:
     mean = numbers.number(name, spread["mean"], n)
     if spread["sd"] is None:
         return mean
-    if not numbers.is_share(name):
-        return f"{mean} ± {spread['sd']:.4f}"
-    digits = len(mean.removesuffix(" %").partition(".")[2])
-    return f"{mean.removesuffix(' %')} ± {100 * spread['sd']:.{digits}f} %"
+    value, _, unit = mean.partition(" ")
+    digits = len(value.partition(".")[2])
+    scale = 100 if unit == "%" else 1
+    return f"{value} ± {scale * spread['sd']:.{digits}f} {unit}".rstrip()
 
 
 def counts(found: list[int | None]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finesight.report import numbers
+from finesight.report import numbers, reconstruction_section
 from finesight.report.oracle import oracle
 
 SUMMARY_LINES = 8
@@ -20,7 +20,7 @@ def summary_lines(
     config: Mapping[str, Any] | None = None,
     history: Sequence[Mapping[str, Any]] = (),
 ) -> list[str]:
-    """Result with interval and n, further splits, baselines, kept epoch, the oracle's epoch, alarms.
+    """Result with interval and n, further splits, baselines, improvement, AUROC, kept epoch, the oracle's, alarms.
 
     `config` is the content of config.yaml, which names the level of the intervals and the method, and
     `history` the rows of history.jsonl.
@@ -46,6 +46,13 @@ def summary_lines(
     for baseline, splits in (metrics.get("baselines") or {}).items():
         if name in (splits.get("test") or {}):
             lines.append(f"  Baseline, {baseline}: {_summary('', splits['test'][name], level, name)}")
+    for earlier, pair in (metrics.get("improvement") or {}).items():
+        if name in pair:
+            lines.append(
+                reconstruction_section.improvement_sentence(earlier, name, pair[name], level).removesuffix(".")
+            )
+    for scored, entry in (metrics.get("anomaly") or {}).items():
+        lines.append(f"Anomalies by {numbers.label(scored)}: {_summary('auroc', entry, level)}; 0.5 is chance")
     if run.get("best_epoch") is not None:
         lines.append(f"Kept epoch {run['best_epoch']} of {run.get('epochs', '?')}")
     known = oracle(history, run.get("best_epoch"))
@@ -64,7 +71,7 @@ def _alarms(run: Mapping[str, Any], room: int) -> list[str]:
 
 def _summary(shown_as: str, entry: Mapping[str, Any], level: float | None, name: str | None = None) -> str:
     name = name or shown_as
-    title = f"{numbers.label(shown_as)} " if shown_as else ""
+    title = f"{numbers.title(shown_as)} " if shown_as else ""
     value, n = numbers.number(name, entry["value"], entry["n"]), f"n = {entry['n']:,}"
     if entry.get("low") is None:
         return f"{title}{value} ({n}, too few for an interval)"

@@ -4,7 +4,7 @@ A task is a plain class with these members; it inherits nothing. One file per ta
 holds its configuration and its class, to be read from top to bottom.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -24,6 +24,8 @@ Figures = dict[str, tuple[Any, str, str]]
 TASKS = {
     "classification": "finesight.tasks.classification:Classification",
     "domain-adaptation": "finesight.tasks.domain_adaptation:DomainAdaptation",
+    "reconstruction": "finesight.tasks.reconstruction:Reconstruction",
+    "autoencoding": "finesight.tasks.autoencoding:Autoencoding",
 }
 
 
@@ -54,6 +56,12 @@ class Task(Protocol):
     measured: tuple[str, ...]
     """The splits that are measured at the end; "validation" and "test" are always among them."""
 
+    measures_start: bool
+    """Whether the test split is also measured before the first step, for a paired comparison with the end."""
+
+    conditions: dict[str, Any]
+    """What else must be equal for two runs to have been tested alike, such as the masks of the images."""
+
     train: Batches
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -81,7 +89,24 @@ class Task(Protocol):
         """Trivial predictions: {baseline: {split: predictions}}."""
 
     def table(self, split: str, predictions: NDArray[Any]) -> dict[str, list[Any]]:
-        """The columns reference, prediction and scores of predictions.parquet."""
+        """The columns of predictions.parquet beside id, split and group; always `scores`, one list a sample."""
+
+    def further(self, predictions: dict[str, NDArray[Any]], groups: dict[str, list[str]]) -> dict[str, Any]:
+        """Scores that are no function of a sum over one split: {name: {score: {value, low, high, n}}}."""
+
+    def predict_images(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """What the model makes of files (paths), PIL images or uint8 arrays [H, W, 3]: a dict for each."""
+
+    @property
+    def compared(self) -> "Callable[[list[str], list[str], dict[str, list[Any]]], tuple[Metric, Any]]":
+        """The metric, and the statistics of the test rows of a predictions.parquet, for `finesight compare`.
+
+        Given the classes of the run that others are compared with, those of this run, and its rows.
+        """
+
+    @property
+    def line(self) -> Callable[[dict[str, Any]], str]:
+        """One of `predict_images` for the console."""
 
     def figures(
         self,

@@ -22,13 +22,14 @@ from finesight.data.loading import load, load_test_set
 from finesight.data.transforms import AugmentConfig
 from finesight.engine import Engine, Precision
 from finesight.evaluate import EvaluationConfig
-from finesight.metrics.classification import ClassificationMetric, higher_is_better
+from finesight.metrics.classification import ClassificationMetric
+from finesight.metrics.kinds import higher_is_better
 from finesight.models import backbones
 from finesight.models.backbones import ModelConfig
 from finesight.models.weights import state_hash
 from finesight.optimization import TrainConfig, make_optimizer
 from finesight.tasks.base import Figures, Loss, Say
-from finesight.tasks.classifying import classify_images, label_table, trivial_baselines
+from finesight.tasks.classifying import classify_images, compared, label_table, line, trivial_baselines
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -60,6 +61,10 @@ class Classification:
     higher_is_better = staticmethod(higher_is_better)
     measured = ("validation", "test")
     test_set = "root"
+    measures_start = False
+    conditions: dict[str, Any] = {}  # noqa: RUF012 (never mutated)
+    compared = staticmethod(compared)
+    line = staticmethod(line)
 
     def __init__(
         self,
@@ -200,10 +205,6 @@ class Classification:
         images = transforms.normalise(batch["image"], self.model.mean, self.model.std)
         return images.contiguous(memory_format=self.layout)
 
-    def resized(self, images: Tensor) -> Tensor:
-        """Held images uint8 [B, 3, H, H] at the size of the model's input."""
-        return transforms.resize(images, self.model.image_size)
-
     def validators(self, scores: dict[str, float]) -> dict[str, float]:  # noqa: ARG002
         return {}
 
@@ -220,6 +221,9 @@ class Classification:
 
     def baselines(self) -> dict[str, dict[str, NDArray[Any]]]:
         return trivial_baselines(self)
+
+    def further(self, predictions: dict[str, NDArray[Any]], groups: dict[str, list[str]]) -> dict[str, Any]:  # noqa: ARG002
+        return {}
 
     def table(self, split: str, predictions: NDArray[Any]) -> dict[str, list[Any]]:
         return label_table(self, split, predictions)

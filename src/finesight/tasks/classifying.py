@@ -1,14 +1,15 @@
 """What every task that ends in a classifier does alike: baselines, the table of predictions, new images."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from finesight.data import histograms, images
+from finesight.data import histograms
+from finesight.metrics.classification import ClassificationMetric
+from finesight.tasks.pictures import square_images
 
 
 def trivial_baselines(task: Any) -> dict[str, dict[str, NDArray[Any]]]:
@@ -31,38 +32,40 @@ def label_table(task: Any, split: str, predictions: NDArray[Any]) -> dict[str, l
     }
 
 
+def compared(classes: list[str], own: list[str], rows: dict[str, list[Any]]) -> tuple[ClassificationMetric, Any]:
+    """Metric and statistics of stored test rows, with the columns of the scores in the order of `classes`."""
+    metric = ClassificationMetric(classes)
+    order = [own.index(name) for name in metric.classes]
+    references = np.array([metric.classes.index(name) for name in rows["reference"]])
+    return metric, metric.statistics(np.asarray(rows["scores"])[:, order], references)
+
+
+def line(row: dict[str, Any]) -> str:
+    """Label, confidence and the next two classes."""
+    others = sorted(row["scores"].items(), key=lambda pair: -pair[1])[1:3]
+    tail = ", ".join(f"{name} {score:.1%}" for name, score in others)
+    return f"{row['prediction']} {row['confidence']:.1%}  (then {tail})"
+
+
 def classify_images(task: Any, inputs: Sequence[Any]) -> list[dict[str, Any]]:
     """Label, confidence and all scores of files (paths), PIL images or uint8 arrays [H, W, 3].
 
     `task` is any task whose `model` classifies and whose `predict` gives class probabilities; the images
     are prepared as its training images were.
     """
-    size = task.config.data.size or task.model.image_size
     task.model.eval()
     found: list[dict[str, Any]] = []
-    step = task.config.evaluation.batch_size
-    for start in range(0, len(inputs), step):
-        chunk = inputs[start : start + step]
-        held = torch.from_numpy(np.stack([_square(task, item, size) for item in chunk]))
+    for names, images in square_images(task, inputs):
         with torch.inference_mode(), task.engine.autocast():
-            rows = task.predict(task.engine.send({"image": task.resized(held)}))
-        for item, row in zip(chunk, rows, strict=True):
+            rows = task.predict(task.engine.send({"image": images}))
+        for name, row in zip(names, rows, strict=True):
             best = int(row.argmax())
             found.append(
                 {
-                    "input": str(item) if isinstance(item, str | Path) else None,
+                    "input": name,
                     "prediction": task.classes[best],
                     "confidence": float(row[best]),
-                    "scores": {name: float(score) for name, score in zip(task.classes, row, strict=True)},
+                    "scores": {label: float(score) for label, score in zip(task.classes, row, strict=True)},
                 }
             )
     return found
-
-
-def _square(task: Any, item: Any, size: int) -> NDArray[np.uint8]:
-    """A file, PIL image or array uint8 [H, W, 3] as the training images were prepared. [3, size, size]"""
-    if isinstance(item, str | Path):
-        entry: dict[str, Any] = {"path": str(item), "bytes": None}
-    else:
-        entry = {"path": None, "bytes": images.encode(item)}
-    return images.decode_resized(entry, entry["path"] or "array", size, task.fit, task.config.data.sixteen_bit)

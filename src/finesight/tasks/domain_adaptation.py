@@ -26,7 +26,7 @@ from finesight.engine import Engine, Precision
 from finesight.errors import ConfigError
 from finesight.evaluate import EvaluationConfig, predict, scores
 from finesight.losses.content import content_similarity
-from finesight.metrics import classification as metric
+from finesight.metrics import kinds
 from finesight.metrics.classification import ClassificationMetric
 from finesight.metrics.information import information
 from finesight.models import backbones
@@ -35,7 +35,7 @@ from finesight.models.dann import DomainHead
 from finesight.models.pixelda import PixelDADiscriminator, PixelDAGenerator, spectators
 from finesight.optimization import TrainConfig, make_optimizer
 from finesight.tasks.base import Figures, Loss, Say
-from finesight.tasks.classifying import classify_images, label_table, trivial_baselines
+from finesight.tasks.classifying import classify_images, compared, label_table, line, trivial_baselines
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -113,6 +113,10 @@ class DomainAdaptation:
 
     Config = DomainAdaptationConfig
     test_set = "target"
+    measures_start = False
+    conditions: dict[str, Any] = {}  # noqa: RUF012 (never mutated)
+    compared = staticmethod(compared)
+    line = staticmethod(line)
 
     def __init__(
         self,
@@ -153,7 +157,7 @@ class DomainAdaptation:
     @staticmethod
     def higher_is_better(name: str) -> bool:
         """Whether more of a metric or validator is better."""
-        return name in VALIDATORS or metric.higher_is_better(name)
+        return name in VALIDATORS or kinds.higher_is_better(name)
 
     # ---- data ---------------------------------------------------------------------------------
 
@@ -320,10 +324,6 @@ class DomainAdaptation:
         mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.model.mean, self.model.std))
         return ((images + 1) / 2 - mean) / std
 
-    def resized(self, images: Tensor) -> Tensor:
-        """Held images uint8 [B, 3, H, H] at the size of the model's input."""
-        return transforms.resize(images, self.model.image_size)
-
     def predict(self, batch: Batch) -> NDArray[np.float64]:
         """Class probabilities, float64 [B, C]; of the repainted images where the batch has noise."""
         images = self.prepared(batch["image"])
@@ -365,6 +365,9 @@ class DomainAdaptation:
 
     def baselines(self) -> dict[str, dict[str, NDArray[Any]]]:
         return trivial_baselines(self)
+
+    def further(self, predictions: dict[str, NDArray[Any]], groups: dict[str, list[str]]) -> dict[str, Any]:  # noqa: ARG002
+        return {}
 
     def table(self, split: str, predictions: NDArray[Any]) -> dict[str, list[Any]]:
         return label_table(self, split, predictions)

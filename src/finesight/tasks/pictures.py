@@ -1,0 +1,86 @@
+"""What the tasks on images without labels do alike: batches, the mean image, new images."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from finesight.data import images, transforms
+from finesight.data.batches import Batches
+
+
+def held(ids: list[str], pixels: Tensor, split: str, config: Any, size: int) -> Batches:
+    """The batches of a split: shuffled and augmented for "train", in order for the others."""
+    train = split == "train"
+    return Batches(
+        ids,
+        {"image": pixels},
+        batch_size=config.train.batch_size if train else config.evaluation.batch_size,
+        seed=config.seed,
+        shuffle=train,
+        augment=config.augment if train and config.augment.active else None,
+        size=size,
+        workers=config.train.workers if train else 0,
+    )
+
+
+def mean_image(pixels: Tensor, size: int) -> Tensor:
+    """Mean of uint8 [N, 3, H, H] at `size`, float32 [3, size, size] in [0, 1]."""
+    total = torch.zeros(pixels.shape[1:], dtype=torch.float64)
+    for start in range(0, len(pixels), 256):
+        total += pixels[start : start + 256].sum(0, dtype=torch.int64)
+    mean = (total / (255 * len(pixels))).float()
+    if mean.shape[-1] != size:
+        mean = torch.nn.functional.interpolate(mean[None], (size, size), mode="bilinear", antialias=True)[0]
+    return mean
+
+
+def square_images(task: Any, inputs: Sequence[Any]) -> Iterator[tuple[list[str | None], Tensor]]:
+    """Files (paths), PIL images or uint8 arrays [H, W, 3] in batches, prepared as the task's training images were.
+
+    Yields the paths (None for arrays) and uint8 [B, 3, S, S] at the size of the model's input.
+    """
+    step = task.config.evaluation.batch_size
+    for start in range(0, len(inputs), step):
+        chunk = inputs[start : start + step]
+        pixels = torch.from_numpy(np.stack([_square(task, item) for item in chunk]))
+        names = [str(item) if isinstance(item, str | Path) else None for item in chunk]
+        yield names, transforms.resize(pixels, task.model.image_size)
+
+
+def _square(task: Any, item: Any) -> NDArray[np.uint8]:
+    """[3, size, size]"""
+    options = task.config.data
+    if isinstance(item, str | Path):
+        entry: dict[str, Any] = {"path": str(item), "bytes": None}
+    else:
+        entry = {"path": None, "bytes": images.encode(item)}
+    size = options.size or task.model.image_size
+    return images.decode_resized(entry, entry["path"] or "array", size, task.fit, options.sixteen_bit)
+
+
+def numbers_of(row: dict[str, Any]) -> str:
+    """The measures of one image for the console."""
+    from finesight.report import numbers
+
+    return ", ".join(f"{numbers.label(name)} {numbers.number(name, v)}" for name, v in row.items() if name != "input")
+
+
+def principal_components(pixels: Tensor, count: int) -> Callable[[Tensor], Tensor]:
+    """The best linear autoencoder with `count` dimensions (Pearson 1901), fitted to uint8 [N, 3, S, S].
+
+    Returns a function on float32 images [B, 3, S, S] in [0, 1] that gives their reconstructions, clamped.
+    """
+    flat = pixels.flatten(1).float() / 255
+    mean = flat.mean(0)
+    directions = torch.svd_lowrank(flat - mean, min(count, *flat.shape), niter=4)[2]
+
+    def reconstruct(images: Tensor) -> Tensor:
+        codes = (images.flatten(1) - mean) @ directions
+        return (mean + codes @ directions.T).clamp(0, 1).view_as(images)
+
+    return reconstruct
