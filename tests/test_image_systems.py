@@ -152,7 +152,10 @@ def test_the_anomalies_are_no_part_of_the_training(autoencoded: Path) -> None:
     ("words", "said"),
     [
         (["reconstruct", "--mask_ratio", "1.5"], "mask_ratio"),
+        (["reconstruct", "--mask_ratio", "0.999"], "hidden"),
         (["reconstruct", "--train.select", "accuracy"], "accuracy"),
+        (["reconstruct", "--train.balance", "10"], "train.balance is for classification"),
+        (["autoencode", "--train.select", "kl"], "'kl' is not measured"),
         (["autoencode", "--data.label_column", "label"], "labels"),
         (["autoencode", "--model.image_size", "90"], "multiple of 8"),
         (["autoencode", "--data.anomalies", "/nowhere"], "/nowhere"),

@@ -56,10 +56,14 @@ class MaskedAutoencoder(nn.Module):
         self.net = net
         self.spec, self.notes = spec, notes
         self.image_size, self.mean, self.std, self.fit = spec.image_size, spec.mean, spec.std, spec.fit
+        self.patches = (self.image_size // net.config.patch_size) ** 2
+        if not 0 < int(self.patches * (1 - mask_ratio)) < self.patches:
+            raise ModelError(
+                f"mask_ratio {mask_ratio}: of {self.patches} patches all or none would be hidden; give one nearer to 0.75."
+            )
         net.config.mask_ratio = mask_ratio
         for name in _FIXED:  # transformers 5 forgets that they are not trained when it loads weights
             net.get_parameter(name).requires_grad_(False)
-        self.patches = (self.image_size // net.config.patch_size) ** 2
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted patches [B, L, P * P * 3], and the mask [B, L], 1 where a patch was hidden; noise [B, L]."""

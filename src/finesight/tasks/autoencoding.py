@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,7 +30,14 @@ from finesight.models import vae
 from finesight.models.vae import VAEConfig
 from finesight.optimization import TrainConfig, make_optimizer
 from finesight.tasks.base import Figures, Loss, Say
-from finesight.tasks.pictures import held, mean_image, numbers_of, principal_components, square_images
+from finesight.tasks.pictures import (
+    held,
+    mean_image,
+    numbers_of,
+    principal_components,
+    refuse_balance,
+    square_images,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -46,7 +53,7 @@ class AutoencodingTrainConfig(TrainConfig):
     """How the weights are learned."""
 
     select: str = Field(
-        "negative_elbo", description=f"What picks the best epoch, on validation images: {', '.join(MEASURES)}"
+        "negative_elbo", description=f"What picks the best epoch, on validation images: {', '.join(MEASURES[:-1])}"
     )
 
 
@@ -63,6 +70,8 @@ class AutoencodingConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     train: AutoencodingTrainConfig = AutoencodingTrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    without_classes = model_validator(mode="after")(refuse_balance)
 
 
 class Autoencoding:
@@ -92,7 +101,7 @@ class Autoencoding:
         self.modules = {"model": self.model}
         self.fit = config.data.fit or "squash"
         self.metric = MeanMetric(MEASURES, "negative_elbo")
-        self.selectable = ("loss", *MEASURES)
+        self.selectable = ("loss", *MEASURES[:-1])
         self.conditions: dict[str, Any] = {"image_size": self.model.image_size, "fit": self.fit}
 
     # ---- data ---------------------------------------------------------------------------------

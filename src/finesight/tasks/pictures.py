@@ -28,6 +28,13 @@ def held(ids: list[str], pixels: Tensor, split: str, config: Any, size: int) -> 
     )
 
 
+def refuse_balance(config: Any) -> Any:
+    """A pydantic validator: images without labels have no classes to balance."""
+    if config.train.balance is not None:
+        raise ValueError("train.balance is for classification; no labels are read here, so leave it out")
+    return config
+
+
 def mean_image(pixels: Tensor, size: int) -> Tensor:
     """Mean of uint8 [N, 3, H, H] at `size`, float32 [3, size, size] in [0, 1]."""
     total = torch.zeros(pixels.shape[1:], dtype=torch.float64)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from finesight import adaptation
@@ -27,7 +27,7 @@ from finesight.models.mae import MAEConfig
 from finesight.optimization import TrainConfig, make_optimizer
 from finesight.tasks import inpainting
 from finesight.tasks.base import Figures, Loss, Say
-from finesight.tasks.pictures import held, mean_image, numbers_of, square_images
+from finesight.tasks.pictures import held, mean_image, numbers_of, refuse_balance, square_images
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -60,6 +60,8 @@ class ReconstructionConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     train: ReconstructionTrainConfig = ReconstructionTrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    without_classes = model_validator(mode="after")(refuse_balance)
 
 
 class Reconstructed(NamedTuple):
@@ -153,9 +155,11 @@ class Reconstruction:
         yield Loss("model", self.objective(predicted, images, mask).mean())
 
     def noise(self, ids: Sequence[str], epoch: int = 0) -> Tensor:
-        """What decides the masks: float64 [B, L]; 0 is the epoch of every evaluation."""
+        """What decides the masks: distinct numbers, float32 [B, L]; 0 is the epoch of every evaluation."""
         drawn = draws.uniform(ids, self.model.patches, self.config.seed, epoch)
-        return torch.from_numpy(drawn).to(self.engine.device)
+        # Ranks: their order is the same on every device, and there are no ties.
+        ranks = drawn.argsort(1, kind="stable").argsort(1, kind="stable").astype(np.float32)
+        return torch.from_numpy(ranks).to(self.engine.device)
 
     def objective(self, predicted: Tensor, images: Tensor, mask: Tensor) -> Tensor:
         """Mean squared error on the hidden patches of each image, as in He et al. 2022. float32 [B]"""
