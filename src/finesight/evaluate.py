@@ -12,7 +12,7 @@ from pydantic import Field
 
 from finesight.config import Section
 from finesight.engine import Engine
-from finesight.errors import NonFiniteLoss
+from finesight.errors import NonFiniteLoss, RunError
 from finesight.files import read_json, replacing, write_json
 from finesight.metrics import bootstrap
 from finesight.progress import Progress
@@ -120,9 +120,13 @@ def write_start(folder: RunFolder, rows: NDArray[Any]) -> None:
     write_json(folder.start, rows.tolist())
 
 
-def read_start(folder: RunFolder) -> NDArray[Any] | None:
-    """The test predictions of the model before training; None where they were not measured."""
-    return np.asarray(read_json(folder.start)) if folder.start.is_file() else None
+def read_start(folder: RunFolder) -> NDArray[Any]:
+    """The test predictions of the model before training. Raises `RunError` where they are gone."""
+    if not folder.start.is_file():
+        raise RunError(
+            f"{folder.start}: missing, so the improvement cannot be measured. Restore it, or begin a new run."
+        )
+    return np.asarray(read_json(folder.start))
 
 
 def write_predictions(

@@ -18,7 +18,6 @@ from finesight.engine import Engine, hardware
 from finesight.errors import RunError, Stopped
 from finesight.evaluate import evaluate, finite, predict, read_start, scores, write_predictions, write_start
 from finesight.files import sync, write_json, write_text
-from finesight.models.config import NAMED
 from finesight.reopen import Run, load_frozen, quiet, refuse_changed_data, say
 from finesight.run_folder import RunFolder, git_state, peak_memory, versions
 from finesight.train import check_selection, fit
@@ -104,7 +103,8 @@ def with_whole_paths(config: Any) -> Any:
     changed: dict[str, dict[str, str]] = {}
     for section, key in LOCAL_PATHS:
         value = getattr(getattr(config, section, None), key, None)
-        if value is not None and value not in NAMED and Path(value).expanduser().exists():
+        named = getattr(getattr(config, section, None), "BUILT_IN", ())
+        if value is not None and value not in named and Path(value).expanduser().exists():
             changed.setdefault(section, {})[key] = str(Path(value).expanduser().absolute())
     parts = {section: getattr(config, section).model_copy(update=update) for section, update in changed.items()}
     return config.model_copy(update=parts)
@@ -250,7 +250,8 @@ def _balance(config: Any) -> list[str]:
 def _finish(folder: RunFolder, task: Any, predictions: Any, groups: Any, config: Any, say: Any) -> dict[str, Any]:
     """Scores, intervals, baselines, per-sample table and figures."""
     say("Measuring with intervals, and the baselines ...")
-    metrics = evaluate(task, predictions, groups, config.evaluation, config.seed, before=read_start(folder))
+    before = read_start(folder) if task.measures_start else None
+    metrics = evaluate(task, predictions, groups, config.evaluation, config.seed, before=before)
     write_predictions(folder, task, predictions, groups)
     write_json(folder.metrics, metrics)
     folder.update_run(alarms=task.alarms(metrics, folder.read_history()))

@@ -283,6 +283,8 @@ def summarise(output: Path, seeds: Iterable[int]) -> dict[str, Any]:
     baselines = [metrics.pop("baselines", {}) for metrics in found]
     for metrics in found:
         metrics.pop("improvement", None)
+        if "anomaly" in metrics:
+            metrics["AUROC of anomaly scores"] = metrics.pop("anomaly")
     names = list(dict.fromkeys(name for each in baselines for name in each))
     return {
         "metrics": _spreads(found)

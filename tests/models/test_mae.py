@@ -138,6 +138,19 @@ def test_missing_weights_are_refused_by_name(tmp_path: Path) -> None:
         build(MAEConfig(name=str(tmp_path / "mae")), 0.75)
 
 
+def test_missing_positions_and_grey_models_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "mae")
+    file = tmp_path / "mae" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["decoder.decoder_pos_embed"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="decoder_pos_embed"):
+        build(MAEConfig(name=str(tmp_path / "mae")), 0.75)
+    save(tmp_path / "grey", num_channels=1)
+    with pytest.raises(ModelError, match="1 channels"):
+        build(MAEConfig(name=str(tmp_path / "grey")), 0.75)
+
+
 def test_an_encoder_alone_is_refused(tmp_path: Path) -> None:
     from tests.models import folders
 

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
 from torch.nn import functional
 
 from finesight import config
+from finesight.data.batches import Batches
 from finesight.engine import Engine
 from finesight.evaluate import predict
 from finesight.tasks.autoencoding import MEASURES, Autoencoding, AutoencodingConfig
@@ -62,10 +64,29 @@ def test_the_noise_belongs_to_the_sample_and_epoch(images: Path, tmp_path: Path)
 
 def test_as_many_components_as_images_rebuild_the_training_images() -> None:
     pixels = (torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 255).byte()
-    images = pixels.float() / 255
-    whole, one = principal_components(pixels, 6)(images), principal_components(pixels, 1)(images)
+    images, batches = pixels.float() / 255, Batches([str(n) for n in range(6)], {"image": pixels}, batch_size=2)
+    whole, one = principal_components(batches, 6)(images), principal_components(batches, 1)(images)
     torch.testing.assert_close(whole, images, rtol=0, atol=1e-3)
     assert 0.01 < (one - images).square().mean() < images.var()
+
+
+def test_the_components_are_those_of_scikit_learn_and_draw_nothing() -> None:
+    pixels = (torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 255).byte()
+    batches = Batches([str(n) for n in range(40)], {"image": pixels}, batch_size=2)
+    images = pixels.float() / 255
+    before = torch.get_rng_state()
+    made = principal_components(batches, 5)(images)
+    assert torch.equal(before, torch.get_rng_state())
+    reference = PCA(5, svd_solver="full").fit(images.flatten(1).numpy())
+    expected = reference.inverse_transform(reference.transform(images.flatten(1).numpy())).clip(0, 1)
+    np.testing.assert_allclose(made.flatten(1).numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("held", [92, 96, 52, 48])
+def test_the_mean_of_white_images_stays_white(held: int) -> None:
+    """The resize may leave [0, 1] by rounding, which the scores would refuse after the training."""
+    for size in (32, 48, 64):
+        assert mean_image(torch.full((2, 3, held, held), 255, dtype=torch.uint8), size).max() <= 1
 
 
 def test_the_mean_image_is_the_mean() -> None:

@@ -40,8 +40,12 @@ def test_the_masks_of_an_evaluation_belong_to_the_sample(images: Path, tmp_path:
     alone = prepared(images, tmp_path, **{"evaluation.batch_size": 1})
     alone.model.load_state_dict(task.model.state_dict())
     np.testing.assert_allclose(predict(alone, "test", alone.engine), first, rtol=1e-4)
-    other = prepared(images, tmp_path, seed=1)
-    assert other.conditions != task.conditions
+    seeded, masked = prepared(images, tmp_path, seed=1), prepared(images, tmp_path, mask_seed=1)
+    ids = task.train.ids[:3]
+    assert torch.equal(seeded.noise(ids), task.noise(ids))
+    assert not torch.equal(seeded.noise(ids, 1), task.noise(ids, 1))
+    assert not torch.equal(masked.noise(ids), task.noise(ids))
+    assert masked.conditions != task.conditions == seeded.conditions
 
 
 def test_the_baselines_have_the_masks_of_the_model(images: Path, tmp_path: Path) -> None:
@@ -103,6 +107,42 @@ def test_an_interpolation_beats_a_mean_on_a_smooth_image() -> None:
         for name, fill in (("interpolated", inpainting.interpolated), ("mean", inpainting.mean_of_visible))
     }
     assert error["interpolated"] < 0.05 < 0.1 < error["mean"]
+
+
+@pytest.mark.parametrize(("size", "patch"), [(48, 8), (64, 16)])
+def test_the_interpolation_is_the_harmonic_function(size: int, patch: int) -> None:
+    """Against an exact solution of the discrete Laplace equation in the holes."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.linalg import spsolve
+
+    generator = np.random.default_rng(0)
+    coarse = torch.from_numpy(generator.random((1, 3, 6, 6), dtype=np.float32))
+    image = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
+    side = size // patch
+    mask = torch.from_numpy(generator.permutation(side * side) < 0.75 * side * side).view(1, side, side)
+    hidden = mask.repeat_interleave(patch, 1).repeat_interleave(patch, 2)
+    holes = hidden[0].numpy()
+    number = np.full((size, size), -1)
+    number[holes] = np.arange(holes.sum())
+    rows, columns, values, known = [], [], [], np.zeros((holes.sum(), 3))
+    for y, x in zip(*np.nonzero(holes), strict=True):
+        row = number[y, x]
+        around = [(y + dy, x + dx) for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0))]
+        around = [(min(max(b, 0), size - 1), min(max(a, 0), size - 1)) for b, a in around]
+        rows.append(row), columns.append(row), values.append(4.0)
+        for b, a in around:
+            if holes[b, a]:
+                rows.append(row), columns.append(number[b, a]), values.append(-1.0)
+            else:
+                known[row] += image[0, :, b, a].numpy()
+    exact = image[0].numpy().copy()
+    solved = spsolve(coo_matrix((values, (rows, columns))).tocsr(), known)
+    exact[:, holes] = solved.T
+    made = inpainting.interpolated(image, hidden)[0].numpy()
+    assert np.abs(made - exact)[:, holes].mean() < 1 / 255
+    assert np.abs(made - exact).max() < 8 / 255
+    visible_mean = inpainting.mean_of_visible(image, hidden)[0].numpy()
+    assert np.abs(visible_mean - exact).max() > 10 / 255
 
 
 def test_baselines_never_see_hidden_pixels() -> None:

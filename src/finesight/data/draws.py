@@ -1,6 +1,7 @@
 """Random numbers that belong to a sample: a function of (seed, use, sample), not of its batch or process."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ def uniform(ids: Sequence[str], count: int, *key: int) -> NDArray[np.float64]:
     SplitMix64 (Steele, Lea & Flood 2014), started at a hash of id and key; 53 bits each.
     """
     salt = ",".join(map(str, key)).encode()
-    digests = b"".join(hashlib.blake2b(name.encode() + b"\0" + salt, digest_size=8).digest() for name in ids)
+    digests = b"".join(hashlib.blake2b(os.fsencode(name) + b"\0" + salt, digest_size=8).digest() for name in ids)
     state = np.frombuffer(digests, "<u8")[:, None] + _GOLDEN * np.arange(1, count + 1, dtype=np.uint64)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
@@ -86,7 +86,7 @@ class AutoencodingDataConfig(ImagesConfig):
         notes = super().notes(data)
         if ANOMALIES in data:
             notes.append(
-                f"The {len(data[ANOMALIES]):,} anomalies were never trained on, and none of them is in the root."
+                f"The {len(data[ANOMALIES]):,} anomalies were never trained on, and no identical file is in the root."
             )
         return notes
 
@@ -97,10 +97,10 @@ def load(config: ImagesConfig, seed: int) -> datasets.DatasetDict:
     Returns train, validation and test as `loading.load` does, with the same columns and guarantees; every
     label is 0, of the one class "image". With `anomalies` there is a fourth split of that name: all of them, in
     the order of their ids, with "anomalies/" before each id if one is also an id of the root. Of a set with
-    class folders normal-... the root takes these, and the anomalies take the others. Raises `DataError` or
+    class folders normal-... an autoencoder's root takes these, and the anomalies take the others. Raises `DataError` or
     `ConfigError` with everything that was found to be wrong, and where the same file is in both sets.
     """
-    samples = _read(config, "normal")
+    samples = _read(config, _root_takes(config))
     _check(samples, str(config.root))
     group = groups.resolve(samples, config.group)
     dataset = samples.to_dataset(group)
@@ -124,7 +124,7 @@ def load_test(config: ImagesConfig, classes: list[str]) -> datasets.Dataset:
 
     For measuring a finished model on other data. Raises `DataError`.
     """
-    samples = replace(_read(config, "normal"), classes=list(classes))
+    samples = replace(_read(config, _root_takes(config)), classes=list(classes))
     group = groups.resolve(samples, config.group)
     rows = list(range(len(samples.ids)))
     if samples.splits is not None and "test" in samples.splits:
@@ -132,14 +132,19 @@ def load_test(config: ImagesConfig, classes: list[str]) -> datasets.Dataset:
     return take_rows(samples.to_dataset(group), np.array(sorted(rows, key=samples.ids.__getitem__)))
 
 
-def _read(config: DataConfig, which: Literal["normal", "abnormal"]) -> Samples:
+def _root_takes(config: ImagesConfig) -> kvasir.Which:
+    """Only a model of what is normal leaves out the classes that are not."""
+    return "normal" if isinstance(config, AutoencodingDataConfig) else "all"
+
+
+def _read(config: DataConfig, which: kvasir.Which) -> Samples:
     """Every image of `config.root`; of a set with normal-... classes those that `which` names."""
     path = Path(os.path.abspath(os.path.expanduser(config.root or "")))
     if config.root and path.is_dir() and rocov2.is_rocov2(path):
         return rocov2.read(path, captions=False)
     if config.root and _holds_files(path):
         samples = kvasir.read(path)
-        return kvasir.choose(samples, which, path) if kvasir.normal_classes(samples) else samples
+        return samples if which == "all" or not kvasir.normal_classes(samples) else kvasir.choose(samples, which, path)
     try:
         samples = loading.read(_tolerant(config, path))
     except DataError as error:

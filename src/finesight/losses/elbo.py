@@ -20,13 +20,13 @@ def kl_nats(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
 
 
-def negative_elbo(logits: Tensor, images: Tensor, mean: Tensor, log_variance: Tensor, beta: float = 1.0) -> Tensor:
-    """reconstruction_nats + beta * kl_nats, float32 [B]; a bound on -ln p(x) where beta is 1.
+def negative_elbo(reconstruction: Tensor, kl: Tensor, beta: float = 1.0) -> Tensor:
+    """reconstruction + beta * kl, both in nats [B]; a bound on -ln p(x) where beta is 1.
 
     Both terms are sums: to average the first over channels or pixels instead would multiply beta by their
     number (Higgins et al. 2017 name the factor), which is why the reduction is no option here.
     """
-    return reconstruction_nats(logits, images) + beta * kl_nats(mean, log_variance)
+    return reconstruction + beta * kl
 
 
 def reparameterise(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def build(config: ModelConfig, classes: list[str], saved: Path | None = None) ->
     elif config.name.startswith("timm:"):
         model = _timm(config, classes)
     else:
-        model = _huggingface(config, classes, local_or_fetched(config, list(NAMED)))
+        model = _huggingface(config, classes, local_or_fetched(config, list(NAMED), ", or timm:NAME"))
     _check_size(model, config.name)
     return model.eval()
 
@@ -122,10 +122,11 @@ def _respecify(model: Classifier, random: tuple[str, ...], note: str | None = No
 # --- Hugging Face
 
 
-def local_or_fetched(config: Any, named: list[str]) -> Path:
+def local_or_fetched(config: Any, named: list[str], more: str = "") -> Path:
     """The local folder of a Hugging Face model, fetched from the Hub if need be.
 
-    `config` has name, revision and pretrained; `named` are the architectures that a wrong name may have meant.
+    `config` has name, revision and pretrained; `named` are the architectures that a wrong name may have meant, `more`
+    is what else a name may be.
     """
     name = config.name.removeprefix("hf:")
     local = Path(name).expanduser()
@@ -137,7 +138,7 @@ def local_or_fetched(config: Any, named: list[str]) -> Path:
         return hub.fetch(name, config.revision, needs_weights=config.pretrained)
     raise ModelError(
         f"model.name {config.name!r}: no such folder, and no model{nearest(config.name, named)}. "
-        f"Give one of {', '.join(named)}, a Hugging Face folder, or a Hub id OWNER/NAME."
+        f"Give one of {', '.join(named)}, a Hugging Face folder, or a Hub id OWNER/NAME{more}."
     )
 
 

@@ -1,6 +1,6 @@
 """What a user says about the model; read by `backbones.build`. Imports no torch."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -35,3 +35,5 @@ class ModelConfig(Section):
     attention: Literal["auto", "eager", "sdpa"] = Field(
         "auto", description="Attention of Hugging Face models; auto is eager on a CPU, sdpa on a GPU"
     )
+
+    BUILT_IN: ClassVar[tuple[str, ...]] = NAMED

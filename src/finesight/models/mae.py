@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -39,10 +39,12 @@ class MAEConfig(Section):
     revision: str | None = Field(None, description="Commit, tag or branch of a Hub model")
     pretrained: bool = Field(True, description="false takes only the architecture of a folder or Hub model")
     image_size: int | None = Field(
-        None, ge=8, description="Side of the square input in pixels, where weights are random; the model's own if none"
+        None, ge=11, description="Side of the square input in pixels, where weights are random; the model's own if none"
     )
     patch_size: int | None = Field(None, ge=2, description="Side of a patch in pixels, for the named architectures")
     attention: Literal["auto", "eager", "sdpa"] = Field("auto", description="auto is eager on a CPU, sdpa on a GPU")
+
+    BUILT_IN: ClassVar[tuple[str, ...]] = tuple(NAMED)
 
 
 class MaskedAutoencoder(nn.Module):
@@ -59,7 +61,7 @@ class MaskedAutoencoder(nn.Module):
         self.patches = (self.image_size // net.config.patch_size) ** 2
         if not 0 < int(self.patches * (1 - mask_ratio)) < self.patches:
             raise ModelError(
-                f"mask_ratio {mask_ratio}: of {self.patches} patches all or none would be hidden; give one nearer to 0.75."
+                f"mask_ratio {mask_ratio}: all or none of {self.patches} patches would be hidden; give one nearer 0.75."
             )
         net.config.mask_ratio = mask_ratio
         for name in _FIXED:  # transformers 5 forgets that they are not trained when it loads weights
@@ -172,6 +174,8 @@ def _from_folder(folder: Path, config: MAEConfig, notes: list[str]) -> tuple[Any
     settings = folders.settings_of(folder, _WHAT)
     if getattr(settings, "model_type", None) != "vit_mae":
         raise ModelError(f"{folder}: a {settings.model_type} model, not a {_WHAT}; give a folder of one.")
+    if settings.num_channels != 3:
+        raise ModelError(f"{folder}: wants images of {settings.num_channels} channels; only three are supported.")
     if config.patch_size is not None:
         raise ModelError("model.patch_size: is for the named architectures; leave it unset for a folder or Hub model.")
     size = config.image_size or settings.image_size
@@ -188,7 +192,7 @@ def _from_folder(folder: Path, config: MAEConfig, notes: list[str]) -> tuple[Any
     net, missing, unused = folders.from_weights(ViTMAEForPreTraining, folder, config.attention, _WHAT)
     problems = [
         f"{folder}: {len(names)} weights {what}: {listed(names)}."
-        for what, names in (("are missing and would stay random", sorted(missing - set(_FIXED))),
+        for what, names in (("are missing and would stay random", sorted(missing)),
                             ("have no place in the model", unused)) if names
     ]  # fmt: skip
     if problems:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,7 +21,11 @@ class VAEConfig(Section):
         "endovae", description="endovae-light has a 1 x 1 convolution in place of the dense layer of 9.4 M weights"
     )
     latent: int = Field(6, ge=1, description="Dimensions of the latent space")
-    image_size: int = Field(96, ge=16, description="Side of the square images in pixels, a multiple of 8")
+    image_size: int = Field(
+        96, ge=16, multiple_of=8, description="Side of the square images in pixels, a multiple of 8"
+    )
+
+    BUILT_IN: ClassVar[tuple[str, ...]] = tuple(BOTTLENECKS)
 
 
 def build(config: VAEConfig, saved: Path | None = None) -> EndoVAE:

@@ -94,8 +94,8 @@ def _panels(task: "Autoencoding", predictions: dict[str, NDArray[np.float64]]) -
             notes.append(f"{batch['id'][0]}{kind}\nPSNR {measured[row, 0]:.2f} dB\nSSIM {measured[row, 1]:.3f}")
     which = "Test images" + (" and anomalies" if len(splits) > 1 else "")
     caption = (
-        f"{which}, {SHOWN} of each at evenly spaced ranks of their PSNR, worst first, and what the decoder makes of "
-        "the mean of their posterior."
+        f"{which}, at most {SHOWN} of each at evenly spaced ranks of their PSNR, worst first, and what the decoder "
+        "makes of the mean of their posterior."
     )
     return draw.panels(rows, ("original", "reconstruction"), notes), "Reconstructions", caption
 

@@ -87,6 +87,8 @@ def paired_verdict(found: Contents, baseline: str, name: str) -> tuple[str, str]
     entry = ((found.metrics.get("improvement") or {}).get(baseline) or {}).get(name)
     if entry is None:
         return None
+    if entry.get("low") is None or entry.get("high") is None:
+        return "unclear", "cannot be told apart without intervals"
     state, _ = judged(name, entry)
     words = {
         "better": "clearly beaten: the paired difference leaves out zero",

@@ -32,8 +32,10 @@ from finesight.optimization import TrainConfig, make_optimizer
 from finesight.tasks.base import Figures, Loss, Say
 from finesight.tasks.pictures import (
     held,
+    in_order,
     mean_image,
     numbers_of,
+    pixel_conditions,
     principal_components,
     refuse_balance,
     square_images,
@@ -102,7 +104,7 @@ class Autoencoding:
         self.fit = config.data.fit or "squash"
         self.metric = MeanMetric(MEASURES, "negative_elbo")
         self.selectable = ("loss", *MEASURES[:-1])
-        self.conditions: dict[str, Any] = {"image_size": self.model.image_size, "fit": self.fit}
+        self.conditions: dict[str, Any] = {**pixel_conditions(self), "beta": config.beta}
 
     # ---- data ---------------------------------------------------------------------------------
 
@@ -147,11 +149,12 @@ class Autoencoding:
         logits, mean, log_variance = self.model(images, self.noise(batch["id"], 1 + int(batch["progress"][0])))
         reconstruction, kl = elbo.reconstruction_nats(logits, images), elbo.kl_nats(mean, log_variance)
         observed = {"reconstruction_nats": reconstruction.detach().mean(), "kl": kl.detach().mean()}
-        yield Loss("model", (reconstruction + self.config.beta * kl).mean(), observed)
+        yield Loss("model", elbo.negative_elbo(reconstruction, kl, self.config.beta).mean(), observed)
 
     def noise(self, ids: Sequence[str], epoch: int = 0) -> Tensor:
-        """Standard normal numbers of these samples, float32 [B, D]; 0 is the epoch of every evaluation."""
-        drawn = draws.normal(ids, self.model.latent, self.config.seed, epoch).astype(np.float32)
+        """Standard normal numbers of these samples, float32 [B, D]; epoch 0 is an evaluation, whatever the seed."""
+        key = (self.config.seed, epoch) if epoch else (0, 0)
+        drawn = draws.normal(ids, self.model.latent, *key).astype(np.float32)
         return torch.from_numpy(drawn).to(self.engine.device)
 
     @staticmethod
@@ -165,7 +168,7 @@ class Autoencoding:
         logits, mean, log_variance = self.model(images, self.noise(batch["id"]))
         reconstruction, kl = elbo.reconstruction_nats(logits, images), elbo.kl_nats(mean, log_variance)
         found = quality.scores(self.model.decoder(mean).float().sigmoid(), images)
-        bound = [reconstruction + self.config.beta * kl, reconstruction, kl]
+        bound = [elbo.negative_elbo(reconstruction, kl, self.config.beta), reconstruction, kl]
         return np.column_stack(
             [*(found[name] for name in MEASURES[:3]), *(value.double().cpu().numpy() for value in bound)]
         )
@@ -203,21 +206,20 @@ class Autoencoding:
 
     def baselines(self) -> dict[str, dict[str, NDArray[Any]]]:
         """The training images' mean, which needs no code, and a linear autoencoder with as many dimensions."""
-        size = self.model.image_size
-        average = mean_image(self.pixels["train"], size)
-        test = self.prepared(self._at_size("test"))
-        linear = principal_components(self._at_size("train"), self.model.latent)(test)
-        probability = average.clamp(1 / 510, 1 - 1 / 510).expand_as(test)
-        surprise = functional.binary_cross_entropy(probability, test, reduction="none").flatten(1).sum(1)
-        rows = {
-            "mean image": _rows(average.expand_as(test), test, surprise.double().numpy()),
-            f"{self.model.latent} principal components": _rows(linear, test, None),
-        }
-        return {name: {"test": table} for name, table in rows.items()}
+        average = mean_image(self.pixels["train"], self.model.image_size)
+        linear = principal_components(self.held_out("train"), self.model.latent)
+        probability = average.clamp(1 / 510, 1 - 1 / 510)
+        rows: dict[str, list[NDArray[np.float64]]] = {"mean image": [], self._components: []}
+        for images in in_order(self.held_out("test")):
+            entropy = functional.binary_cross_entropy(probability.expand_as(images), images, reduction="none")
+            surprise = entropy.flatten(1).sum(1).double().numpy()
+            rows["mean image"].append(_rows(average.expand_as(images), images, surprise))
+            rows[self._components].append(_rows(linear(images), images, None))
+        return {name: {"test": np.concatenate(parts)} for name, parts in rows.items()}
 
-    def _at_size(self, split: str) -> Tensor:
-        batches = self.held_out(split)
-        return batches.take(np.arange(batches.samples))["image"]
+    @property
+    def _components(self) -> str:
+        return f"{self.model.latent} principal component{'s' if self.model.latent > 1 else ''}"
 
     def further(self, predictions: dict[str, NDArray[Any]], groups: dict[str, list[str]]) -> dict[str, Any]:
         """How well each anomaly score tells the anomalies from the test images: AUROC."""

@@ -27,7 +27,7 @@ from finesight.models.mae import MAEConfig
 from finesight.optimization import TrainConfig, make_optimizer
 from finesight.tasks import inpainting
 from finesight.tasks.base import Figures, Loss, Say
-from finesight.tasks.pictures import held, mean_image, numbers_of, refuse_balance, square_images
+from finesight.tasks.pictures import held, mean_image, numbers_of, pixel_conditions, refuse_balance, square_images
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -52,6 +52,7 @@ class ReconstructionConfig(Section):
     seed: int = Field(0, ge=0, description="Seed of splits, weights, masks, order, augmentation and bootstrap")
     precision: Precision = Field("auto", description="auto is bf16 where the hardware multiplies it natively")
     mask_ratio: float = Field(0.75, gt=0, lt=1, description="Share of the patches that are hidden")
+    mask_seed: int = Field(0, ge=0, description="Seed of the masks of every evaluation; those of training follow seed")
     norm_pix_loss: bool | None = Field(
         None, description="Predict each patch standardised by its own mean and deviation; the model's own habit if none"
     )
@@ -104,10 +105,12 @@ class Reconstruction:
         self.metric = MeanMetric(MEASURES, "objective")
         self.selectable = ("loss", *MEASURES)
         self.conditions = {
+            **pixel_conditions(self),
             "mask_ratio": config.mask_ratio,
-            "image_size": self.model.image_size,
             "patches": self.model.patches,
-            "mask_seed": config.seed,
+            "mask_seed": config.mask_seed,
+            "norm_pix_loss": self.normalised,
+            "scale": [list(self.model.mean), list(self.model.std)],
         }
 
     # ---- data ---------------------------------------------------------------------------------
@@ -155,8 +158,9 @@ class Reconstruction:
         yield Loss("model", self.objective(predicted, images, mask).mean())
 
     def noise(self, ids: Sequence[str], epoch: int = 0) -> Tensor:
-        """What decides the masks: distinct numbers, float32 [B, L]; 0 is the epoch of every evaluation."""
-        drawn = draws.uniform(ids, self.model.patches, self.config.seed, epoch)
+        """What decides the masks: distinct numbers, float32 [B, L]; epoch 0 is an evaluation."""
+        key = (self.config.seed, epoch) if epoch else (self.config.mask_seed, 0)
+        drawn = draws.uniform(ids, self.model.patches, *key)
         # Ranks: their order is the same on every device, and there are no ties.
         ranks = drawn.argsort(1, kind="stable").argsort(1, kind="stable").astype(np.float32)
         return torch.from_numpy(ranks).to(self.engine.device)
@@ -214,6 +218,9 @@ class Reconstruction:
             "mean of the visible patches": inpainting.mean_of_visible,
             "interpolation": inpainting.interpolated,
         }
+        if self.normalised:
+            patch = self.model.net.config.patch_size
+            ways["true mean of each hidden patch"] = lambda images, hidden: inpainting.patch_means(images, patch)  # noqa: ARG005
         rows: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ways}
         for images, hidden in self._masked("test"):
             for name, fill in ways.items():
