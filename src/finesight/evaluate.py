@@ -80,8 +80,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """The content of metrics.json: every metric of every split with its interval, and the baselines.
 
-    `before` are the test predictions of the model before training: a baseline, and, as the two are paired,
-    the improvement {BEFORE: {metric: {a, b, difference, low, high, p, n}}}.
+    `before` are the test predictions of the model before training: one baseline more. Then each baseline is also
+    paired with the model, image by image: the improvement {baseline: {metric: {a, b, difference, low, high, p, n}}}.
 
     Where samples share a group (a leaf, a patient) whole groups are resampled: samples of one
     origin are not independent, and an interval that ignored it would be too narrow.
@@ -100,12 +100,13 @@ def evaluate(
         trivial = task.baselines()
         if before is not None:
             trivial = {BEFORE: {"test": before}, **trivial}
-            tables = [task.metric.statistics(rows, task.references("test")) for rows in (before, predictions["test"])]
+            ours = task.metric.statistics(predictions["test"], task.references("test"))
             result["improvement"] = {
-                BEFORE: bootstrap.paired(
-                    task.metric, *tables, groups=together["test"], resamples=config.resamples, seed=seed,
-                    level=config.level,
+                name: bootstrap.paired(
+                    task.metric, task.metric.statistics(splits["test"], task.references("test")), ours,
+                    groups=together["test"], resamples=config.resamples, seed=seed, level=config.level,
                 )
+                for name, splits in trivial.items()
             }  # fmt: skip
         result["baselines"] = {
             name: {split: measured(split, rows) for split, rows in of_splits.items()}

@@ -50,7 +50,7 @@ def content_hashes(dataset: datasets.Dataset, cache_dir: str | Path | None = Non
 
 
 def fingerprint(dataset: datasets.Dataset | datasets.DatasetDict, cache_dir: str | Path | None = None) -> str:
-    """32 hex digits over split names, class names, ids, labels and contents, in row order.
+    """32 hex digits over split names, class names, ids, labels, captions (if any) and contents, in row order.
 
     It does not depend on where the files lie, and changes with any byte of any image.
     Raises `DataError`.
@@ -58,13 +58,9 @@ def fingerprint(dataset: datasets.Dataset | datasets.DatasetDict, cache_dir: str
     parts = dataset if isinstance(dataset, dict) else {"": dataset}
     total = hashlib.blake2b(digest_size=_BYTES)
     for name, part in parts.items():
-        columns = part.select_columns(["id", "label"]).with_format("arrow")[:]
-        rows = zip(
-            columns["id"].to_pylist(),
-            columns["label"].to_pylist(),
-            content_hashes(part, cache_dir),
-            strict=True,
-        )
+        names = [column for column in ("id", "label", "caption") if column in part.column_names]
+        columns = part.select_columns(names).with_format("arrow")[:]
+        rows = zip(*(columns[column].to_pylist() for column in names), content_hashes(part, cache_dir), strict=True)
         # JSON, so that no choice of names can look like another list of rows.
         total.update(json.dumps([name, part.features["label"].names, list(rows)]).encode())
     return total.hexdigest()

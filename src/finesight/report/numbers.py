@@ -25,6 +25,12 @@ LABELS = {
     "kl": "KL divergence",
     "objective": "training objective",
     "auroc": "AUROC",
+    **{f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)},
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr",
+    "meteor": "METEOR",
 }
 
 VALIDATORS = ("generated_accuracy", "target_information", "adaptation_score", "oracle_accuracy")
