@@ -3,7 +3,17 @@
 import sys
 from importlib import import_module
 
-NAMES = ("bootstrap", "cifar10_mlp", "endovae", "inception_head", "loop_overhead", "mae", "pixelda")
+NAMES = (
+    "bootstrap",
+    "captioning",
+    "cifar10_mlp",
+    "endovae",
+    "inception_head",
+    "loop_overhead",
+    "mae",
+    "pgd",
+    "pixelda",
+)
 
 
 def main() -> None:

@@ -20,6 +20,6 @@ def __getattr__(name: str) -> Any:
         return import_module("finesight.experiment").run
     if name in ("Run", "load_run"):
         return getattr(import_module("finesight.reopen"), name)
-    if name in ("adaptation", "data", "metrics", "models"):
+    if name in ("adaptation", "attacks", "data", "losses", "metrics", "models"):
         return import_module(f"finesight.{name}")
     raise AttributeError(f"module 'finesight' has no attribute {name!r}")

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from finesight.models.leaf_vit import LeafViT
     from finesight.models.mlp import MLP
     from finesight.models.pixelda import PixelDAClassifier, PixelDADiscriminator, PixelDAGenerator
+    from finesight.models.resnet_cifar import ResNetCIFAR, resnet20
     from finesight.models.small_cnn import SmallCNN
 
 __all__ = [
@@ -18,8 +19,10 @@ __all__ = [
     "PixelDAClassifier",
     "PixelDADiscriminator",
     "PixelDAGenerator",
+    "ResNetCIFAR",
     "SmallCNN",
     "inception_v3",
+    "resnet20",
 ]
 
 _HOME = {
@@ -29,8 +32,10 @@ _HOME = {
     "PixelDAClassifier": "pixelda",
     "PixelDADiscriminator": "pixelda",
     "PixelDAGenerator": "pixelda",
+    "ResNetCIFAR": "resnet_cifar",
     "SmallCNN": "small_cnn",
     "inception_v3": "inception",
+    "resnet20": "resnet_cifar",
 }
 
 
