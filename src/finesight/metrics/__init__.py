@@ -5,6 +5,6 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("bootstrap", "classification"):
+    if name in ("anomaly", "bootstrap", "captions", "classification", "images"):
         return import_module(f"finesight.metrics.{name}")
     raise AttributeError(f"module 'finesight.metrics' has no attribute {name!r}")

@@ -45,11 +45,19 @@ LIKELIHOOD: Mapping[str, Kind] = {
 }
 """Of a variational autoencoder. A KL divergence has no better direction; the bound that holds it has."""
 
+CAPTIONS: Mapping[str, Kind] = {
+    **{name: Kind("fraction", True) for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4")},
+    **{name: Kind("fraction", True) for name in ("rouge_1", "rouge_2", "rouge_l", "meteor")},
+    "cider": Kind("index", True),
+}
+"""Of captions against references; `cider` runs from 0 to 10."""
+
 KINDS: Mapping[str, Kind] = {
     **CLASSIFICATION,
     **IMAGES,
     **{f"masked_{name}": of for name, of in IMAGES.items()},
     **LIKELIHOOD,
+    **CAPTIONS,
     "objective": Kind("the model's own scale", False),
     "auroc": Kind("fraction", True),
 }
