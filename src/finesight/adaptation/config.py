@@ -19,6 +19,9 @@ class AdaptConfig(Section):
     targets: list[str] | None = Field(
         None, description="Modules that get LoRA, by full name or its end; attention query and value if none"
     )
+    modules_to_save: list[str] | None = Field(
+        None, description="Modules trained in full beside LoRA, by full name or its end, such as new cross-attention"
+    )
     allow_random_frozen: bool = Field(
         False,
         description="Accept parameters that are neither pretrained nor trained (a random frozen backbone)",

@@ -3,6 +3,7 @@
 import difflib
 import re
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from finesight.adaptation.config import AdaptConfig
@@ -20,19 +21,29 @@ ATTENTION = (
     ("q_lin", "v_lin"),
     ("q", "v"),
     ("qkv",),
+    ("c_attn",),
 )
 
 
-def inject(backbone: "nn.Module", config: AdaptConfig) -> list[str]:
+def inject(backbone: "nn.Module", config: AdaptConfig, names: list[str] | None = None) -> list[str]:
     """Wrap the target modules of `backbone` by LoRA layers and freeze all else in it; returns their names.
 
-    The adapters start as an exact zero change. Raises `ModelError` for a target that matches no module, or
-    one of a kind that LoRA cannot wrap, and for a backbone without attention where no targets are given.
+    `names` are the modules to wrap where the caller found them. Those within `config.modules_to_save` are not wrapped
+    but trained in full. The adapters start as an exact zero change. Raises `ModelError` for a target that matches
+    no module, or one of a kind that LoRA cannot wrap, and for a backbone without attention where no targets are given.
     """
-    if config.targets is None:
-        names = attention_projections(backbone)
-    else:
-        names = matching(backbone, config.targets)
+    if names is None:
+        names = attention_projections(backbone) if config.targets is None else matching(backbone, config.targets)
+    whole = saved_modules(backbone, config.modules_to_save or [])
+    names = [name for name in names if not _within(name, whole)]
+    if names:
+        _wrap(backbone, names, config)
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_("lora_" in name or _within(name, whole))
+    return names
+
+
+def _wrap(backbone: "nn.Module", names: list[str], config: AdaptConfig) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     settings = LoraConfig(
@@ -43,18 +54,37 @@ def inject(backbone: "nn.Module", config: AdaptConfig) -> list[str]:
         target_modules="|".join(re.escape(name) for name in names),
     )
     try:
-        inject_adapter_in_model(settings, backbone)
+        with warnings.catch_warnings():
+            # The weights of GPT-2's Conv1D stand the other way round; peft sees that, sets it, and warns of it.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            inject_adapter_in_model(settings, backbone)
     except (ValueError, NotImplementedError) as error:
         raise ModelError(f"adapt.method lora: peft cannot wrap {listed(names, 4)}: {error}") from None
-    for name, parameter in backbone.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-    return names
+
+
+def saved_modules(backbone: "nn.Module", wanted: list[str]) -> list[str]:
+    """Names of the modules, of any kind, that a name in `wanted` gives in full or by its last parts."""
+    every = [name for name, _ in backbone.named_modules() if name]
+    problems, chosen = [], dict[str, None]()
+    for target in wanted:
+        short = target.removeprefix("backbone.")
+        hits = [name for name in every if name == short or name.endswith(f".{short}")]
+        if not hits:
+            problems.append(f"adapt.modules_to_save: {target!r} matches no module{_near(short, every)}.")
+        chosen.update(dict.fromkeys(hits))
+    if problems:
+        raise ModelError(*problems)
+    return list(chosen)
+
+
+def _within(name: str, modules: list[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def attention_projections(backbone: "nn.Module") -> list[str]:
     """Names of the attention query and value projections (or the fused one), found by listing the modules."""
     layers = _wrappable(backbone)
-    linear = [name for name, kind in layers.items() if kind == "Linear"]
+    linear = [name for name, kind in layers.items() if kind in ("Linear", "Conv1D")]
     for leaves in ATTENTION:
         found = [name for name in linear if name.rpartition(".")[2] in leaves]
         if found:
@@ -116,6 +146,10 @@ def _wrappable(backbone: "nn.Module") -> dict[str, str]:
     from torch import nn
 
     kinds: tuple[Any, ...] = (nn.Linear, nn.Conv2d, nn.Embedding, nn.MultiheadAttention)
+    if "transformers" in sys.modules:
+        from transformers.pytorch_utils import Conv1D  # the linear layer of GPT-2
+
+        kinds += (Conv1D,)
     return {name: type(module).__name__ for name, module in backbone.named_modules() if isinstance(module, kinds)}
 
 

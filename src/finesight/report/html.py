@@ -18,8 +18,12 @@ __all__ = ["FIGURE_ORDER", "LARGEST_SVG", "page", "render", "write_report"]
 FIGURE_ORDER = (
     "accuracy",
     "quality",
+    "captions",
+    "extremes",
+    "attention",
     "panels",
     "curves",
+    "lengths",
     "anomaly",
     "samples_prior",
     "traversals",

@@ -26,6 +26,7 @@ TASKS = {
     "domain-adaptation": "finesight.tasks.domain_adaptation:DomainAdaptation",
     "reconstruction": "finesight.tasks.reconstruction:Reconstruction",
     "autoencoding": "finesight.tasks.autoencoding:Autoencoding",
+    "captioning": "finesight.tasks.captioning:Captioning",
 }
 
 
