@@ -60,6 +60,8 @@ def test_the_noise_belongs_to_the_sample_and_epoch(images: Path, tmp_path: Path)
     ids = task.train.ids[:4]
     assert torch.equal(task.noise(ids, 1)[2], task.noise(ids[2:3], 1)[0])
     assert not torch.equal(task.noise(ids, 1), task.noise(ids, 2))
+    # An evaluation has one draw for all: the score of an image cannot depend on its name.
+    assert (task.noise(ids) == task.noise(["other"])).all()
 
 
 def test_as_many_components_as_images_rebuild_the_training_images() -> None:

@@ -20,7 +20,7 @@ from finesight.models.caption_parts import KINDS
 from finesight.models.pretrained import IMAGENET, Preprocessing
 from finesight.models.weights import check_folder, listed
 
-WHAT = "captioner"
+WHAT = "a captioner"
 NAMED: Mapping[str, tuple[dict[str, int], dict[str, int]]] = {
     "small-captioner": (
         {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512,
@@ -118,9 +118,9 @@ def pair(config: CaptionerConfig, notes: list[str]) -> tuple[nn.Module, Preproce
         raise ModelError(f"model.name {config.name!r}: a pair is ENCODER+LANGUAGE_MODEL, with one plus sign.")
     image, text = (_folder(part, config, text=bool(place)) for place, part in enumerate(config.name.split("+")))
     tokenizer = None if config.tokenizer is not None else tokenizers.load(text)
-    shown = folders.settings_of(image, "image encoder")
+    shown = folders.settings_of(image, "an image encoder")
     preprocessing = folders.preprocessing(image, shown, notes)
-    spoken = folders.settings_of(text, "language model")
+    spoken = folders.settings_of(text, "a language model")
     spoken.is_decoder = spoken.add_cross_attention = True
     if not config.pretrained:
         shown = getattr(shown, "vision_config", shown)
@@ -143,7 +143,7 @@ def _encoder(folder: Path, settings: Any, config: CaptionerConfig, notes: list[s
 
     settings = getattr(settings, "vision_config", settings)  # the image half of CLIP and its like
     kind = SimpleNamespace(from_pretrained=partial(AutoModel.from_pretrained, config=settings))
-    model, missing, unused = folders.from_weights(kind, folder, config.attention, "image encoder")
+    model, missing, unused = folders.from_weights(kind, folder, config.attention, "an image encoder")
     lost = sorted(name for name in missing if not name.startswith("pooler."))
     if lost:
         folders.refuse_weights(
@@ -163,7 +163,7 @@ def _decoder(folder: Path, settings: Any, config: CaptionerConfig, notes: list[s
     from transformers import AutoModelForCausalLM
 
     kind = SimpleNamespace(from_pretrained=partial(AutoModelForCausalLM.from_pretrained, config=settings))
-    model, missing, unused = folders.from_weights(kind, folder, config.attention, "language model")
+    model, missing, unused = folders.from_weights(kind, folder, config.attention, "a language model")
     if "encoder_hidden_states" not in inspect.signature(model.forward).parameters:
         raise ModelError(
             f"{folder}: {type(model).__name__} has no cross-attention, so it would never see the image. Use one that "

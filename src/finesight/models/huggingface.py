@@ -14,7 +14,7 @@ from finesight.models.config import ModelConfig
 from finesight.models.pretrained import Preprocessing
 from finesight.models.weights import check_folder, listed
 
-_WHAT = "image classifier"
+_WHAT = "an image classifier"
 # Weights that another task's model has and a classifier does not use; none of them can leave a gap here.
 _UNUSED = ("pooler.dense.",)
 

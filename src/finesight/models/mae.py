@@ -15,11 +15,12 @@ from finesight.models.classifier import Spec
 from finesight.models.pretrained import IMAGENET, Preprocessing
 from finesight.models.weights import check_folder, listed
 
-_WHAT = "masked autoencoder (ViT-MAE)"
+_WHAT = "a masked autoencoder (ViT-MAE)"
 _FIXED = ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed")
 NAMED: Mapping[str, dict[str, Any]] = {
     "vit-mae-base": {},
     "vit-mae-small": {
+        "image_size": 96, "patch_size": 8,
         "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768,
         "decoder_hidden_size": 128, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 4,
         "decoder_intermediate_size": 512,
@@ -61,7 +62,8 @@ class MaskedAutoencoder(nn.Module):
         self.patches = (self.image_size // net.config.patch_size) ** 2
         if not 0 < int(self.patches * (1 - mask_ratio)) < self.patches:
             raise ModelError(
-                f"mask_ratio {mask_ratio}: all or none of {self.patches} patches would be hidden; give one nearer 0.75."
+                f"mask_ratio {mask_ratio}: all or none of {self.patches} patches of {self.image_size} pixels would be "
+                "hidden; give one nearer 0.75, a larger model.image_size, or a smaller model.patch_size."
             )
         net.config.mask_ratio = mask_ratio
         for name in _FIXED:  # transformers 5 forgets that they are not trained when it loads weights
@@ -173,7 +175,7 @@ def _from_folder(folder: Path, config: MAEConfig, notes: list[str]) -> tuple[Any
     check_folder(folder, needs_weights=config.pretrained)
     settings = folders.settings_of(folder, _WHAT)
     if getattr(settings, "model_type", None) != "vit_mae":
-        raise ModelError(f"{folder}: a {settings.model_type} model, not a {_WHAT}; give a folder of one.")
+        raise ModelError(f"{folder}: a {settings.model_type} model, not {_WHAT}; give a folder of one.")
     if settings.num_channels != 3:
         raise ModelError(f"{folder}: wants images of {settings.num_channels} channels; only three are supported.")
     if config.patch_size is not None:

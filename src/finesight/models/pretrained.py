@@ -91,7 +91,7 @@ def preprocessing(folder: Path, settings: Any, notes: list[str]) -> Preprocessin
         size = native_size(settings) or 224
         notes.append(f"{folder.name} has no preprocessor_config.json: images of {size} pixels, ImageNet mean and std.")
         return Preprocessing(size, *IMAGENET, "squash")
-    with quiet(), explained(folder, "image model"):
+    with quiet(), explained(folder, "an image model"):
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if getattr(processor, "do_flip_channel_order", False):
         raise ModelError(f"{folder}: the model wants blue-green-red images, which finesight does not make.")
@@ -136,9 +136,7 @@ def explained(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(
-            f"{folder}: cannot be loaded as an {what} ({first_line(error)}); give a folder of one."
-        ) from None
+        raise ModelError(f"{folder}: cannot be loaded as {what} ({first_line(error)}); give a folder of one.") from None
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def load(folder: Path) -> Any:
             )
     pair = next((pair for pair in _VOCABULARIES if all((folder / name).is_file() for name in pair)), None)
     whole = (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()
-    with folders.quiet(), folders.explained(folder, "tokenizer"):
+    with folders.quiet(), folders.explained(folder, "a tokenizer"):
         if pair and not whole:
             from transformers import GPT2Tokenizer
 

@@ -54,10 +54,20 @@ def alarms(task: "Autoencoding", metrics: dict[str, Any]) -> list[str]:
         )
     for name, entry in metrics.get("anomaly", {}).items():
         value, low = entry["value"], entry["low"]
-        if (value if low is None else low) <= 0.5:
+        if entry["high"] is not None and entry["high"] < 0.5:
+            found.append(
+                f"By {name} the anomalies look more normal than normal images: AUROC {value:.3f}. They are simpler or "
+                "flatter, which this score takes for normal; it is no detector of them."
+            )
+        elif (value if low is None else low) <= 0.5:
             found.append(
                 f"By {name} the anomalies are not clearly told from normal images: AUROC {value:.3f}. A model that "
                 "rebuilds everything alike is no detector."
+            )
+        elif kl < COLLAPSED:
+            found.append(
+                f"By {name} the anomalies are told from normal images (AUROC {value:.3f}), but the model learnt "
+                "nothing: the score says how bright or varied an image is, no more."
             )
         if value == 1.0:
             found.append(

@@ -38,6 +38,7 @@ from finesight.tasks.pictures import (
     pixel_conditions,
     principal_components,
     refuse_balance,
+    refuse_diverged,
     square_images,
 )
 
@@ -152,9 +153,13 @@ class Autoencoding:
         yield Loss("model", elbo.negative_elbo(reconstruction, kl, self.config.beta).mean(), observed)
 
     def noise(self, ids: Sequence[str], epoch: int = 0) -> Tensor:
-        """Standard normal numbers of these samples, float32 [B, D]; epoch 0 is an evaluation, whatever the seed."""
-        key = (self.config.seed, epoch) if epoch else (0, 0)
-        drawn = draws.normal(ids, self.model.latent, *key).astype(np.float32)
+        """Standard normal numbers, float32 [B, D]: in training of each sample and epoch; epoch 0 is an evaluation."""
+        # One and the same draw for every image of an evaluation: its score cannot depend on its name.
+        drawn = (
+            draws.normal(ids, self.model.latent, self.config.seed, epoch)
+            if epoch
+            else np.tile(draws.normal(["evaluation"], self.model.latent), (len(ids), 1))
+        ).astype(np.float32)
         return torch.from_numpy(drawn).to(self.engine.device)
 
     @staticmethod
@@ -167,7 +172,9 @@ class Autoencoding:
         images = self.prepared(batch["image"])
         logits, mean, log_variance = self.model(images, self.noise(batch["id"]))
         reconstruction, kl = elbo.reconstruction_nats(logits, images), elbo.kl_nats(mean, log_variance)
-        found = quality.scores(self.model.decoder(mean).float().sigmoid(), images)
+        made = self.model.decoder(mean).float().sigmoid()
+        refuse_diverged(made, batch["id"])
+        found = quality.scores(made, images)
         bound = [elbo.negative_elbo(reconstruction, kl, self.config.beta), reconstruction, kl]
         return np.column_stack(
             [*(found[name] for name in MEASURES[:3]), *(value.double().cpu().numpy() for value in bound)]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from finesight.data import images, transforms
 from finesight.data.batches import Batches
+from finesight.errors import NonFiniteLoss
 
 MOST_VALUES = 50_000_000
 """Pixels times channels that a linear baseline is fitted to at once: 1,808 images of 96 x 96, 200 MB."""
@@ -50,6 +51,17 @@ def refuse_balance(config: Any) -> Any:
     if config.train.balance is not None:
         raise ValueError("train.balance is for classification; no labels are read here, so leave it out")
     return config
+
+
+def refuse_diverged(values: Tensor, ids: Sequence[str]) -> None:
+    """Raise `NonFiniteLoss` naming the samples whose row of `values` [B, ...] is not finite."""
+    wrong = (~torch.isfinite(values.flatten(1) if values.ndim > 1 else values[:, None]).all(1)).nonzero().flatten()
+    if len(wrong):
+        names = ", ".join(str(ids[row]) for row in wrong[:8].tolist())
+        raise NonFiniteLoss(
+            f"{len(wrong)} predictions of one batch are not finite, such as for {names}: the weights diverged. Lower "
+            "train.lr, set train.clip, or use --precision fp32, and start again with another --output."
+        )
 
 
 def mean_image(pixels: Tensor, size: int) -> Tensor:

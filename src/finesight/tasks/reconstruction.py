@@ -27,7 +27,15 @@ from finesight.models.mae import MAEConfig
 from finesight.optimization import TrainConfig, make_optimizer
 from finesight.tasks import inpainting
 from finesight.tasks.base import Figures, Loss, Say
-from finesight.tasks.pictures import held, mean_image, numbers_of, pixel_conditions, refuse_balance, square_images
+from finesight.tasks.pictures import (
+    held,
+    mean_image,
+    numbers_of,
+    pixel_conditions,
+    refuse_balance,
+    refuse_diverged,
+    square_images,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -178,8 +186,9 @@ class Reconstruction:
         """The `MEASURES` of each image under its own fixed mask, float64 [B, 7]."""
         images = self.prepared(batch["image"])
         predicted, mask = self.model(images, self.noise(batch["id"]))
-        shown = self._shown(batch["image"], predicted.float(), images, mask)
         objective = self.objective(predicted, images, mask)
+        refuse_diverged(objective, batch["id"])
+        shown = self._shown(batch["image"], predicted.float(), images, mask)
         return np.column_stack([measured(shown.original, shown.pasted, shown.hidden), objective.double().cpu().numpy()])
 
     def reconstruct(self, batch: Batch) -> Reconstructed:
