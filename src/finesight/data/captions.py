@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +15,11 @@ from pydantic import Field, field_validator
 from finesight.config import nearest
 from finesight.data import groups, loading, rocov2, splits
 from finesight.data.config import DataConfig
-from finesight.data.problems import examples, refuse
 from finesight.data.samples import Samples, take_rows
+from finesight.data.unlabelled import CLASSES, check
 from finesight.errors import DataError
 
-CLASSES = ("image",)
 CAPTION_NAMES = ("caption", "captions", "text", "description", "report", "findings", "sentence", "title")
-LEAST = 3
 _FORMS = (
     "a folder in the layout of ROCOv2 (train_images.zip beside train_captions.csv), or a .csv, .tsv, .jsonl or "
     ".parquet table with the path of an image and its caption in each row"
@@ -71,7 +68,7 @@ def load(config: CaptionsConfig, seed: int) -> datasets.DatasetDict:
     `ConfigError` with everything that was found to be wrong, each row of a table with its file and number.
     """
     samples, captions = _read(config)
-    _check(samples, str(config.root))
+    check(samples, str(config.root))
     group = groups.resolve(samples, config.group)
     dataset = samples.to_dataset(group)
     if config.near_duplicates == "group":
@@ -161,17 +158,3 @@ def _columns(path: Path) -> list[str]:
         return [name.strip() for name in next(csv.reader([line], delimiter=max(",;\t", key=line.count)), [])]
     except (OSError, ValueError, TypeError, csv.Error):
         return []
-
-
-def _check(samples: Samples, root: str) -> None:
-    problems = []
-    count = len(samples.ids)
-    if count < LEAST:
-        problems.append(
-            f"{root}: {count} image{'' if count == 1 else 's'}; at least {LEAST} are needed, one each to train, to "
-            "choose the epoch and to test. Add images."
-        )
-    twice = sorted(name for name, times in Counter(samples.ids).items() if times > 1)
-    if twice:
-        problems.append(f"{len(twice)} ids stand twice: {examples(twice)}. Every image needs its own.")
-    refuse(problems)

@@ -101,7 +101,7 @@ def load(config: ImagesConfig, seed: int) -> datasets.DatasetDict:
     `ConfigError` with everything that was found to be wrong, and where the same file is in both sets.
     """
     samples = _read(config, _root_takes(config))
-    _check(samples, str(config.root))
+    check(samples, str(config.root))
     group = groups.resolve(samples, config.group)
     dataset = samples.to_dataset(group)
     if config.near_duplicates == "group":
@@ -191,7 +191,8 @@ def _text_columns(path: Path) -> list[str]:
         return []  # what is wrong with it is explained where it is read
 
 
-def _check(samples: Samples, root: str) -> None:
+def check(samples: Samples, root: str) -> None:
+    """Raise `DataError` for too few images to split, and for ids that stand twice."""
     problems = []
     count = len(samples.ids)
     if count < LEAST:

@@ -13,10 +13,6 @@ from numpy.typing import NDArray
 
 from finesight.errors import DataError
 from finesight.metrics.bootstrap import Floats
-from finesight.metrics.kinds import IMAGES
-
-KINDS = IMAGES
-"""Unit and direction of the metrics here."""
 
 PSNR_LIMIT = 100.0
 """Largest PSNR in dB, of identical images too (MSE of 1e-10 or less): a mean over images stays finite."""

@@ -34,12 +34,13 @@ from finesight.tasks.pictures import (
     held,
     in_order,
     mean_image,
+    measure_columns,
+    measured_images,
     numbers_of,
     pixel_conditions,
     principal_components,
     refuse_balance,
     refuse_diverged,
-    square_images,
 )
 
 if TYPE_CHECKING:
@@ -248,8 +249,7 @@ class Autoencoding:
         return {"anomaly": found}
 
     def table(self, split: str, predictions: NDArray[Any]) -> dict[str, list[Any]]:  # noqa: ARG002
-        columns = dict(zip(MEASURES, predictions.T.tolist(), strict=True))
-        return {"scores": predictions.tolist(), **columns}
+        return measure_columns(predictions, MEASURES)
 
     @staticmethod
     def compared(classes: list[str], own: list[str], rows: dict[str, list[Any]]) -> tuple[MeanMetric, Any]:  # noqa: ARG004
@@ -274,16 +274,7 @@ class Autoencoding:
 
     def predict_images(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """The measures of files (paths) or uint8 arrays [H, W, 3]: high error or negative ELBO is unusual."""
-        found: list[dict[str, Any]] = []
-        for names, images in square_images(self, inputs):
-            batch = {"image": images, "id": [Path(name).name if name else "array" for name in names]}
-            with self._judging():
-                rows = self.predict(self.engine.send(batch))
-            found += [
-                {"input": name, **dict(zip(MEASURES, row.tolist(), strict=True))}
-                for name, row in zip(names, rows, strict=True)
-            ]
-        return found
+        return measured_images(self, inputs, MEASURES)
 
     @contextmanager
     def _judging(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 SWEEPS = 40
-"""Passes of the relaxation at every level of the pyramid: within 0.03 dB of the exact solution on radiographs."""
+"""Passes of the relaxation at every level of the pyramid."""
 OMEGA = 1.9
 """Over-relaxation, near the best factor for what a coarser level leaves to do."""
 

@@ -99,6 +99,26 @@ def _square(task: Any, item: Any) -> NDArray[np.uint8]:
     return images.decode_resized(entry, entry["path"] or "array", size, task.fit, options.sixteen_bit)
 
 
+def measured_images(task: Any, inputs: Sequence[Any], measures: Sequence[str]) -> list[dict[str, Any]]:
+    """{"input": path or None, measure: value, ...} of each of `inputs`, by the task's `predict`."""
+    found: list[dict[str, Any]] = []
+    task.model.eval()
+    for names, pixels in square_images(task, inputs):
+        batch = {"image": pixels, "id": [Path(name).name if name else "array" for name in names]}
+        with torch.inference_mode(), task.engine.autocast():
+            rows = task.predict(task.engine.send(batch))
+        found += [
+            {"input": name, **dict(zip(measures, row.tolist(), strict=True))}
+            for name, row in zip(names, rows, strict=True)
+        ]
+    return found
+
+
+def measure_columns(predictions: NDArray[Any], measures: Sequence[str]) -> dict[str, list[Any]]:
+    """The columns of predictions.parquet: `scores`, and each measure by its name. predictions: [N, K]"""
+    return {"scores": predictions.tolist(), **dict(zip(measures, predictions.T.tolist(), strict=True))}
+
+
 def numbers_of(row: dict[str, Any]) -> str:
     """The measures of one image for the console."""
     from finesight.report import numbers

@@ -30,11 +30,12 @@ from finesight.tasks.base import Figures, Loss, Say
 from finesight.tasks.pictures import (
     held,
     mean_image,
+    measure_columns,
+    measured_images,
     numbers_of,
     pixel_conditions,
     refuse_balance,
     refuse_diverged,
-    square_images,
 )
 
 if TYPE_CHECKING:
@@ -252,8 +253,7 @@ class Reconstruction:
         return {}
 
     def table(self, split: str, predictions: NDArray[Any]) -> dict[str, list[Any]]:  # noqa: ARG002
-        columns = dict(zip(MEASURES, predictions.T.tolist(), strict=True))
-        return {"scores": predictions.tolist(), **columns}
+        return measure_columns(predictions, MEASURES)
 
     @staticmethod
     def compared(classes: list[str], own: list[str], rows: dict[str, list[Any]]) -> tuple[MeanMetric, Any]:  # noqa: ARG004
@@ -284,17 +284,7 @@ class Reconstruction:
 
     def predict_images(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """The scores of files (paths) or uint8 arrays [H, W, 3] under a mask decided by the file's name."""
-        found: list[dict[str, Any]] = []
-        for names, images in square_images(self, inputs):
-            batch = {"image": images, "id": [Path(name).name if name else "array" for name in names]}
-            self.model.eval()
-            with torch.inference_mode(), self.engine.autocast():
-                rows = self.predict(self.engine.send(batch))
-            found += [
-                {"input": name, **dict(zip(MEASURES, row.tolist(), strict=True))}
-                for name, row in zip(names, rows, strict=True)
-            ]
-        return found
+        return measured_images(self, inputs, MEASURES)
 
 
 def measured(original: Tensor, pasted: Tensor, hidden: Tensor) -> NDArray[np.float64]:
