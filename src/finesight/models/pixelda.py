@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from finesight.models.dropout import dropped
+
 INITIAL_STD = 0.02
 
 
@@ -118,8 +120,7 @@ class NoisyDropout(nn.Module):
     """Gaussian noise, then dropout, in training; the identity in evaluation.
 
     What `values + deviation * randn_like(values)` and `nn.Dropout(p)` do, but faster on a CPU, where torch draws
-    bfloat16 normals and Bernoulli masks one by one. Of every 64 random bits come four decisions to drop,
-    so the probability is p to within 1/65,536.
+    bfloat16 normals and Bernoulli masks one by one.
     """
 
     def __init__(self, deviation: float, p: float) -> None:
@@ -130,14 +131,11 @@ class NoisyDropout(nn.Module):
         """Any dense shape and layout to the same."""
         if not self.training:
             return values
-        count, device = values.numel(), values.device
         if self.deviation:
-            noise = torch.randn(count, device=device).as_strided(values.size(), values.stride())
+            noise = torch.randn(values.numel(), device=values.device).as_strided(values.size(), values.stride())
             values = torch.add(values, noise.to(values.dtype), alpha=self.deviation)
         if self.p:
-            bits = torch.empty(-(-count // 4), dtype=torch.int64, device=device).random_(-(2**63), None)
-            kept = bits.view(torch.int16)[:count] >= round(self.p * 65536) - 32768
-            values = values * (kept.as_strided(values.size(), values.stride()) / (1 - self.p)).to(values.dtype)
+            values = dropped(values, self.p)
         return values
 
 
