@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from finesight.adaptation.auditing import Audit, audit
     from finesight.adaptation.lora import merge
     from finesight.adaptation.methods import apply, frozen_state, trainable_parameters, trainable_state
+    from finesight.adaptation.prompts import VisualPrompts
 
 __all__ = [
     "AdaptConfig",
     "Audit",
+    "VisualPrompts",
     "apply",
     "audit",
     "frozen_state",
@@ -22,7 +24,8 @@ __all__ = [
 ]
 
 _METHODS = ("apply", "frozen_state", "trainable_parameters", "trainable_state")
-_HOME = {"Audit": "auditing", "audit": "auditing", "merge": "lora"} | dict.fromkeys(_METHODS, "methods")
+_HOME = {"Audit": "auditing", "audit": "auditing", "merge": "lora", "VisualPrompts": "prompts"}
+_HOME |= dict.fromkeys(_METHODS, "methods")
 
 
 def __getattr__(name: str) -> Any:

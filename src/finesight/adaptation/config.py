@@ -10,8 +10,10 @@ from finesight.config import Section
 class AdaptConfig(Section):
     """Which parameters are trained."""
 
-    method: Literal["full", "head", "lora"] = Field(
-        "full", description="Train everything, only the head, or low-rank adapters (LoRA) and the head"
+    method: Literal["full", "head", "lora", "prompts"] = Field(
+        "full",
+        description="Train everything, only the head, low-rank adapters (LoRA) and the head, or visual prompts and "
+        "the head",
     )
     rank: int = Field(8, ge=1, description="Rank of the LoRA matrices")
     alpha: float = Field(16.0, gt=0, description="LoRA scale; the update is multiplied by alpha / rank")
@@ -21,6 +23,9 @@ class AdaptConfig(Section):
     )
     modules_to_save: list[str] | None = Field(
         None, description="Modules trained in full beside LoRA, by full name or its end, such as new cross-attention"
+    )
+    prompts: int = Field(
+        10, ge=1, description="Tokens that method prompts learns; they join those of the image behind [CLS]"
     )
     allow_random_frozen: bool = Field(
         False,

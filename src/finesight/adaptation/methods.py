@@ -1,4 +1,4 @@
-"""Choosing what is trained: everything, the head, or adapters; and cutting a state dict along that line."""
+"""Choosing what is trained: everything, the head, adapters, or prompts; and cutting a state dict along that line."""
 
 from typing import TYPE_CHECKING
 
@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 def apply(model: "Classifier", config: AdaptConfig) -> Audit:
     """Make exactly the parameters trainable that `config.method` names, in place; returns the audit.
 
-    Raises `ModelError` for LoRA targets that match nothing, and for parameters that are neither pretrained
-    nor trained unless `allow_random_frozen`.
+    Raises `ModelError` for LoRA targets that match nothing, for prompts in a backbone that has no place for them, and
+    for parameters that are neither pretrained nor trained unless `allow_random_frozen`.
     """
     if config.method == "lora":
         from finesight.adaptation.lora import inject
 
         inject(model.backbone, config)
+    elif config.method == "prompts":
+        from finesight.adaptation.prompts import insert
+
+        insert(model.backbone, config.prompts)
     else:
         model.backbone.requires_grad_(config.method == "full")
     model.head.requires_grad_(True)

@@ -13,6 +13,10 @@ from finesight.errors import ModelError
 SPEC_FILE = "model.json"
 FORMAT = 1
 Fit = Literal["squash", "crop", "pad"]
+PROMPTS = "prompts.tokens"
+"""How the names of visual prompts end (`adaptation.prompts`)."""
+_CONFIGURED = ("huggingface", "clip")
+"""Families whose backbone holds a model of transformers, which knows its own configuration."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Spec:
     random weights; `arguments` are those of the family's constructor.
     """
 
-    family: Literal["named", "huggingface", "timm"]
+    family: Literal["named", "huggingface", "timm", "clip"]
     name: str
     classes: tuple[str, ...]
     image_size: int
@@ -109,10 +113,11 @@ class Classifier(nn.Module):
     def spec_key(self) -> str:
         """Text that is equal for two models exactly if they make the same features from the same weights."""
         kept = {**asdict(self.spec), "classes": None, "random": None, "name": None}
-        if self.spec.family == "huggingface":
+        if self.spec.family in _CONFIGURED:
             settings = self.backbone.model.config  # type: ignore[union-attr]
             kept["config"] = settings.to_diff_dict()  # type: ignore[union-attr,operator]
             kept["attention"] = settings._attn_implementation  # type: ignore[union-attr]
+            kept["arguments"] = kept["arguments"] if self.spec.family != "clip" else None  # of the head alone
         else:
             kept["name"] = self.spec.name
         return json.dumps(kept, sort_keys=True, default=str)
@@ -121,25 +126,30 @@ class Classifier(nn.Module):
         """Write what `backbones.build(config, classes, saved=directory)` rebuilds the architecture from."""
         directory.mkdir(parents=True, exist_ok=True)
         self.spec.write(directory)
-        if self.spec.family == "huggingface":
+        if self.spec.family in _CONFIGURED:
             self.backbone.model.config.save_pretrained(directory)  # type: ignore[union-attr,operator]
 
 
 def frozen_modules(model: nn.Module) -> list[nn.Module]:
     """The modules that must not change even in training mode.
 
-    The `backbone` when none of its parameters is trained; else its normalisation layers that keep running
-    statistics and have parameters of which none is trained.
+    The `backbone` when nothing but visual prompts is trained in it; else its normalisation layers that keep running
+    statistics and have parameters of which none is trained. The `head` when it has parameters and none is trained
+    (that of a zero-shot classifier: its class vectors are buffers).
     """
-    backbone = getattr(model, "backbone", None)
+    backbone, head = getattr(model, "backbone", None), getattr(model, "head", None)
     if backbone is None:
         return []
-    if not any(parameter.requires_grad for parameter in backbone.parameters()):
-        return [backbone]
-    return [module for module in backbone.modules() if _frozen_norm(module)]
+    held = [head] if isinstance(head, nn.Module) and _all_frozen(list(head.parameters())) else []
+    if all(name.endswith(PROMPTS) for name, parameter in backbone.named_parameters() if parameter.requires_grad):
+        return [backbone, *held]
+    return [*(module for module in backbone.modules() if _frozen_norm(module)), *held]
 
 
 def _frozen_norm(module: nn.Module) -> bool:
-    own = list(module.parameters(recurse=False))
     statistics = getattr(module, "running_mean", None) is not None
-    return statistics and bool(own) and not any(parameter.requires_grad for parameter in own)
+    return statistics and _all_frozen(list(module.parameters(recurse=False)))
+
+
+def _all_frozen(parameters: list[nn.Parameter]) -> bool:
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)

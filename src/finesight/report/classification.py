@@ -25,7 +25,8 @@ def figures(
 ) -> Figures:
     """{name: (figure, title, caption)} for the report."""
     drawn = classifier.judged(task, predictions["test"], metrics)
-    drawn["curves"] = classifier.learning_curves(task, history)
+    if history:
+        drawn["curves"] = classifier.learning_curves(task, history)
     drawn["samples"] = classifier.samples(
         task, "Training images of every class, as the model receives them before augmentation."
     )

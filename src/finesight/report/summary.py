@@ -38,7 +38,8 @@ def summary_lines(
     validation = (metrics.get("validation") or {}).get(name)
     if validation is not None:
         whose = "Source validation" if method in ("pixelda", "dann", "source-only") else "Validation"
-        lines.append(f"{whose} {_summary(name, validation, level)}: it picked the epoch, so it is optimistic")
+        chosen = ": it picked the epoch, so it is optimistic" if run.get("best_epoch") is not None else ""
+        lines.append(f"{whose} {_summary(name, validation, level)}{chosen}")
     for split, called in FURTHER.items():
         if name in (metrics.get(split) or {}):
             aside = " (transductive)" if split == "target_train" and method in ("pixelda", "dann") else ""
