@@ -58,7 +58,7 @@ def fingerprint(dataset: datasets.Dataset | datasets.DatasetDict, cache_dir: str
     parts = dataset if isinstance(dataset, dict) else {"": dataset}
     total = hashlib.blake2b(digest_size=_BYTES)
     for name, part in parts.items():
-        names = [column for column in ("id", "label", "caption") if column in part.column_names]
+        names = [column for column in ("id", "label", "caption", "captions") if column in part.column_names]
         columns = part.select_columns(names).with_format("arrow")[:]
         rows = zip(*(columns[column].to_pylist() for column in names), content_hashes(part, cache_dir), strict=True)
         # JSON, so that no choice of names can look like another list of rows.

@@ -78,8 +78,11 @@ def read_saved(folder: Path, config: DataConfig) -> Samples:
     return _from_datasets(loaded, str(folder), config)
 
 
-def read_parquet(path: Path, config: DataConfig) -> Samples:
-    """Samples of a parquet table with image paths, or with the images themselves as the Hub stores them."""
+def read_parquet(path: Path, config: DataConfig, *, several: bool = False) -> Samples:
+    """Samples of a parquet table with image paths, or with the images themselves as the Hub stores them.
+
+    `several`: as in `tables.read_table`.
+    """
     try:
         table = _plain(pq.read_table(path, memory_map=True))
         features = datasets.Features.from_arrow_schema(table.schema)
@@ -90,7 +93,7 @@ def read_parquet(path: Path, config: DataConfig) -> Samples:
         return _from_parts([_Part("", table, features)], str(path), config)
     columns = {name: table[name].to_pylist() for name in table.column_names}
     names = features[label].names if isinstance(features[label], datasets.ClassLabel) else None
-    return from_columns(path, range(1, len(table) + 1), columns, config, [], names)
+    return from_columns(path, range(1, len(table) + 1), columns, config, [], names, several=several)
 
 
 def _plain(table: pa.Table) -> pa.Table:

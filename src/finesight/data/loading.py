@@ -71,7 +71,8 @@ def load_test_set(source: DataConfig, classes: list[str]) -> datasets.Dataset:
     return take_rows(samples.to_dataset(group), rows)
 
 
-def read(source: DataConfig) -> Samples:
+def read(source: DataConfig, *, several: bool = False) -> Samples:
+    """Every sample of a source; `several`: as in `tables.read_table`. Raises `DataError`."""
     root = source.root
     if not root:
         raise DataError(f"No data given. Set --data.root to {_FORMS}.")
@@ -94,9 +95,9 @@ def read(source: DataConfig) -> Samples:
         case ".npz":
             return arrays.read_npz(path, source.group)
         case ".parquet" | ".pq":
-            return hub.read_parquet(path, source)
+            return hub.read_parquet(path, source, several=several)
         case ".csv" | ".tsv" | ".jsonl" | ".ndjson":
-            return tables.read_table(path, source)
+            return tables.read_table(path, source, several=several)
         case ".tar" | ".tgz" | ".gz" | ".bz2" | ".xz" | ".7z" | ".rar":
             raise DataError(f"{root}: such archives are not read in place. Unpack it and give the folder.")
     raise DataError(f"{root}: {path.suffix or 'a file without extension'} is no source that is read. Give {_FORMS}.")

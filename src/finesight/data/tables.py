@@ -24,12 +24,15 @@ LABEL_NAMES = ["label", "class", "category", "target", "labels", "class_name", "
 Columns = dict[str, list[Any]]
 
 
-def read_table(path: Path, config: DataConfig) -> Samples:
-    """Samples of a table; ids are the `id` column or the paths. Raises one `DataError` with every bad row."""
+def read_table(path: Path, config: DataConfig, *, several: bool = False) -> Samples:
+    """Samples of a table; ids are the `id` column or the paths. Raises one `DataError` with every bad row.
+
+    With `several` an image may stand in several rows, each of them a sample, also under one id.
+    """
     reader = {".jsonl": _read_jsonl, ".ndjson": _read_jsonl}.get(path.suffix.lower(), _read_csv)
     problems: list[str] = []
     rows, columns = reader(path, problems)
-    return from_columns(path, rows, columns, config, problems)
+    return from_columns(path, rows, columns, config, problems, several=several)
 
 
 def from_columns(
@@ -39,10 +42,13 @@ def from_columns(
     config: DataConfig,
     problems: list[str],
     class_names: list[str] | None = None,
+    *,
+    several: bool = False,
 ) -> Samples:
     """Check and convert the columns of a table.
 
-    `rows`: the row or line numbers for messages. `class_names`: where labels are numbers of these.
+    `rows`: the row or line numbers for messages. `class_names`: where labels are numbers of these. `several`: as
+    in `read_table`.
     """
     image, label = pick_columns(str(path), list(columns), config)
     table = _Table(path, rows, columns, problems)
@@ -53,7 +59,7 @@ def from_columns(
     groups = _named(columns, config.group)
     groups = table.texts(groups, "group") if groups is not None else None
     ids = table.texts(columns[by_name["id"]], "id") if "id" in by_name else table.relative(paths)
-    table.unique(ids)
+    table.unique(ids, paths if several else ids)
     refuse(problems)
     if not ids:
         raise DataError(f"{path}: holds no rows.")
@@ -147,11 +153,12 @@ class _Table:
                 self.say(position, f"the {name} is missing")
         return [text or "" for text in found]
 
-    def unique(self, ids: list[str]) -> None:
+    def unique(self, ids: list[str], images: list[str]) -> None:
+        """Every id once, or, where `images` are not the ids, for one image only."""
         first: dict[str, int] = {}
         for position, name in enumerate(ids):
             before = first.setdefault(name, position)
-            if before != position and name:
+            if before != position and name and (images is ids or images[before] != images[position]):
                 self.say(position, f"{name!r} already stands in row {self.rows[before]}; ids must be unique")
 
 

@@ -8,7 +8,7 @@ padding left in the text do such things. The first is refused, the rest is found
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from finesight.metrics.bootstrap import Floats, intervals
 from finesight.metrics.caption_inputs import check_texts, in_order
 from finesight.metrics.caption_ngrams import ORDER
 from finesight.metrics.caption_rouge import BETA, rouge_l
+
+if TYPE_CHECKING:
+    from finesight.metrics.bertscore import BertScore
 
 BLEU = tuple(f"bleu_{order}" for order in range(1, ORDER + 1))
 MEANS = ("rouge_1", "rouge_2", "rouge_l", "cider")
@@ -58,6 +61,7 @@ class CaptionStatistics:
         self.tokenize = tokenize
         self.meteor = caption_meteor.Meteor(wordnet.local()) if meteor else None
         self.names = (*BLEU, *MEANS, *(["meteor"] if meteor else []))
+        self.columns = 14 + (caption_meteor.COLUMNS if meteor else 0)
 
     @property
     def signature(self) -> str:
@@ -128,12 +132,14 @@ def score(
     seed: int = 0,
     level: float = 0.95,
     groups: Mapping[Any, Any] | None = None,
+    bertscore: "BertScore | None" = None,
 ) -> dict[str, Any]:
     """{"bleu_1": {"value", "low", "high", "n"}, …, "meteor": {…}, "signature": text}: scores with intervals.
 
     `candidates` {id: caption} and `references` {id: [reference, …]} have the same ids; `groups` {id: group}
     names samples that share an origin. Which score is what: `CaptionStatistics`; intervals and the other
-    arguments: `bootstrap.intervals`. The signature says variants, tokeniser, version and counts.
+    arguments: `bootstrap.intervals`. With `bertscore`, a `bertscore.BertScore`, its three scores stand beside them,
+    of the texts as given. The signature says variants, tokeniser, version and counts.
 
     Raises `DataError` with all that is wrong: ids that one side lacks, a reference that is no list (a text
     would be read letter by letter), an empty list, None, blank references.
@@ -141,8 +147,13 @@ def score(
     captions, lists, of_sample = in_order(candidates, references, groups)
     metric = CaptionStatistics(tokenize)
     table = metric.statistics(captions, lists)
-    found: dict[str, Any] = intervals(metric, table, groups=of_sample, resamples=resamples, seed=seed, level=level)
-    return {**found, "signature": f"{metric.signature}; {_counts(table, lists)}"}
+    drawn: dict[str, Any] = {"groups": of_sample, "resamples": resamples, "seed": seed, "level": level}
+    found: dict[str, Any] = intervals(metric, table, **drawn)
+    signature = metric.signature
+    if bertscore is not None:
+        found |= intervals(bertscore, bertscore.statistics(captions, lists), **drawn)
+        signature += f"; {bertscore.signature}"
+    return {**found, "signature": f"{signature}; {_counts(table, lists)}"}
 
 
 def contradictions(scores: Mapping[str, Any]) -> list[str]:

@@ -49,8 +49,9 @@ CAPTIONS: Mapping[str, Kind] = {
     **{name: Kind("fraction", True) for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4")},
     **{name: Kind("fraction", True) for name in ("rouge_1", "rouge_2", "rouge_l", "meteor")},
     "cider": Kind("index", True),
+    **{f"bertscore_{name}": Kind("index", True) for name in ("precision", "recall", "f1")},
 }
-"""Of captions against references; `cider` runs from 0 to 10."""
+"""Of captions against references; `cider` runs from 0 to 10, BERTScore is a mean cosine, mostly from 0.8 to 1."""
 
 KINDS: Mapping[str, Kind] = {
     **CLASSIFICATION,
@@ -58,6 +59,7 @@ KINDS: Mapping[str, Kind] = {
     **{f"masked_{name}": of for name, of in IMAGES.items()},
     **LIKELIHOOD,
     **CAPTIONS,
+    "adversarial_accuracy": Kind("fraction", True),
     "objective": Kind("the model's own scale", False),
     "auroc": Kind("fraction", True),
 }

@@ -36,20 +36,22 @@ def figures(
             charts.history(history, {"Loss per token": ["loss"], "CIDEr": ["cider"]}, kept_epoch(history)),
             "Learning curves",
             "The loss is the cross-entropy in nats of each token of the reference, given those before it; the training "
-            "values are means over the batches of the epoch, with dropout, the validation values over all tokens after "
-            "it. CIDEr is of captions that the model wrote by itself for the validation images.",
+            "values are means over the batches of the epoch, with dropout, the validation values over all tokens of "
+            "all references after it. CIDEr is of captions that the model wrote by itself for the validation images.",
         ),
         "captions": _cards(
             task, spread_rows(cider, SHOWN), cider, written, "Captions",
-            "Test images at evenly spaced ranks of CIDEr, worst first. Black: the reference. Blue: what the model "
-            "wrote, with nothing but the image given.",
+            "Test images at evenly spaced ranks of CIDEr, worst first. Black: the reference, several with a stroke "
+            "between. Blue: what the model wrote, with nothing but the image given.",
         ),
         "extremes": _cards(
             task, _extremes(cider), cider, written, "Best and worst by CIDEr",
             f"The {min(EXTREMES, len(cider) // 2)} best test captions by CIDEr, then as many of the worst.",
         ),
         "lengths": (
-            draw.lengths([len(text[0].split()) for text in references], [len(text.split()) for text in written]),
+            draw.lengths(
+                [len(text.split()) for texts in references for text in texts], [len(text.split()) for text in written]
+            ),
             "Lengths",
             f"Words of the test references and of the captions written for them, at most "
             f"{task.config.generation.max_tokens} tokens. A model "
@@ -66,7 +68,7 @@ def _cards(
     ids = task.held_out("test").ids
     shown = [
         draw.Card(
-            pixels[row].permute(1, 2, 0).numpy(), references[row][0], written[row],
+            pixels[row].permute(1, 2, 0).numpy(), " | ".join(references[row]), written[row],
             f"{ids[row][:60]}: CIDEr {numbers.number('cider', float(cider[row]))}",
         )
         for row in rows

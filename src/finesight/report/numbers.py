@@ -31,6 +31,9 @@ LABELS = {
     "rouge_l": "ROUGE-L",
     "cider": "CIDEr",
     "meteor": "METEOR",
+    "bertscore_precision": "BERTScore precision",
+    "bertscore_recall": "BERTScore recall",
+    "bertscore_f1": "BERTScore F1",
 }
 
 VALIDATORS = ("generated_accuracy", "target_information", "adaptation_score", "oracle_accuracy")

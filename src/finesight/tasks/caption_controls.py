@@ -24,11 +24,12 @@ REMEDY = "Train longer, begin from pretrained weights, or look whether the capti
 def controls(task: "Captioning") -> dict[str, dict[str, NDArray[np.object_]]]:
     """Three sets of captions for the test images, object [N] of text.
 
-    The most frequent training caption; that of the training image nearest by the encoder's mean output; and the
-    model's own captions, each given to another image.
+    The most frequent training caption; that of the training image nearest by the encoder's mean output (the first
+    where it has several); and the model's own captions, each given to another image.
     """
     train, count = task.captions["train"], len(task.captions["test"])
-    frequent = min(Counter(train).items(), key=lambda pair: (-pair[1], pair[0]))[0]
+    every = Counter(text for texts in task.references("train") for text in texts)
+    frequent = min(every.items(), key=lambda pair: (-pair[1], pair[0]))[0]
     nearest = nearest_rows(features(task, "train"), features(task, "test"))
     return {
         FREQUENT: {"test": _texts([frequent] * count)},

@@ -23,14 +23,13 @@ from finesight.data.captions import CaptionsConfig
 from finesight.data.decoding import decode
 from finesight.data.transforms import AugmentConfig
 from finesight.engine import Engine, Precision
-from finesight.evaluate import EvaluationConfig
 from finesight.metrics.kinds import higher_is_better
 from finesight.models import captioner, tokenizers
 from finesight.models.captioner import CaptionerConfig
 from finesight.optimization import TrainConfig, make_optimizer
 from finesight.tasks import caption_controls, encoder_cache
 from finesight.tasks.base import Figures, Loss, Say
-from finesight.tasks.caption_metric import CaptionMetric
+from finesight.tasks.caption_metric import CaptionEvaluationConfig, CaptionMetric
 from finesight.tasks.generation import GenerationOptions, refuse_leak, text_of, token_losses, write
 from finesight.tasks.pictures import square_images
 
@@ -65,14 +64,14 @@ class CaptioningConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     train: CaptionTrainConfig = CaptionTrainConfig()
     generation: GenerationOptions = GenerationOptions()
-    evaluation: EvaluationConfig = EvaluationConfig(batch_size=16)
+    evaluation: CaptionEvaluationConfig = CaptionEvaluationConfig(batch_size=16)
 
 
 class Captioning:
     """The captioning task; see `tasks.base.Task` for the contract.
 
-    A prediction is one row: the negative log-likelihood of the reference, its tokens, and the tokens that the model
-    wrote by itself (`generation.write`). Only the latter are ever scored as a caption.
+    A prediction is one row: the negative log-likelihood of all references of the image, how many tokens these have, and
+    the tokens that the model wrote by itself (`generation.write`). Only the latter are ever scored as a caption.
     """
 
     Config = CaptioningConfig
@@ -98,7 +97,7 @@ class Captioning:
         engine.share_parameters([self.model])
         self.modules = {"model": self.model}
         self.fit = config.data.fit or self.model.fit
-        self.metric = CaptionMetric(self._texts)
+        self.metric = CaptionMetric(self._texts, config.evaluation.encoder(engine.device))
         self.selectable = ("loss", *self.metric.names)
         self.conditions = {"caption metrics": self.metric.signature}
         self.model.notes.append(f"Caption scores: {self.metric.signature}.")
@@ -122,10 +121,11 @@ class Captioning:
         options = self.config.data
         found = decode(data, options, options.size or self.model.image_size, self.fit, self.engine, self.say)
         data, self.pixels = found.data, found.pixels
-        self.captions = {split: list(data[split]["caption"]) for split in data}
+        self._references = {split: _lists(captioned.texts_of(data[split])) for split in data}
+        self.captions = {split: [texts[0] for texts in lists] for split, lists in self._references.items()}
+        """The first caption of each image."""
         if self.model.tokenizer is None:
-            self.model.learn_tokenizer(self.captions["train"])
-        self._references = {split: _lists(texts) for split, texts in self.captions.items()}
+            self.model.learn_tokenizer([text for texts in self._references["train"] for text in texts])
         self._batches = {split: self._make_batches(data[split], split, found.hashes[split]) for split in data}
         if "train" in data:
             self.train = self._batches["train"]
@@ -138,11 +138,13 @@ class Captioning:
         columns = {"image": self.pixels[split]}
         if encoder_cache.sound(config, self.model, augment):
             columns = {"states": encoder_cache.states(self, self.pixels[split], hashes, split)}
+        lists = self._references[split]
         return CaptionBatches(
             list(dataset["id"]),
             columns,
-            self._tokens(self.captions[split], split),
+            self._tokens([text for texts in lists for text in texts], split),
             bucketed=train,
+            counts=[len(texts) for texts in lists],
             batch_size=config.train.batch_size if train else config.evaluation.batch_size,
             seed=config.seed,
             augment=augment,
@@ -199,13 +201,26 @@ class Captioning:
     def predict(self, batch: Batch) -> NDArray[np.float64]:
         """One row per sample, float64 [B, 2 + max_tokens]: see the class."""
         states = self.states(batch)
-        losses, owner = token_losses(self.model, states, batch["tokens"], batch["length"])
-        total = torch.zeros(len(batch["id"]), dtype=torch.float64, device=losses.device)
-        total.index_add_(0, owner, losses.double())
+        total, length = self._likelihood(states, batch)
         tokens = write(self.model, states, batch["id"], self.config.generation, self.config.seed)
-        rows = np.column_stack([total.cpu().numpy(), batch["length"].cpu().numpy(), tokens]).astype(np.float64)
+        rows = np.column_stack([total.cpu().numpy(), length.cpu().numpy(), tokens]).astype(np.float64)
         self.written |= dict(zip(batch["id"], rows, strict=True))
         return rows
+
+    def _likelihood(self, states: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood of the references of each image in nats, float64 [B], and their tokens, int64 [B]."""
+        total = torch.zeros(len(batch["id"]), dtype=torch.float64, device=states.device)
+        if "references" not in batch:
+            losses, owner = token_losses(self.model, states, batch["tokens"], batch["length"])
+            return total.index_add_(0, owner, losses.double()), batch["length"]
+        tokens, length = batch["references"], batch["reference_length"]
+        for place in range(tokens.shape[1]):
+            known = length[:, place].nonzero()[:, 0]
+            width = int(length[:, place].max())
+            given = states[known], tokens[known, place, :width], length[known, place]
+            losses, owner = token_losses(self.model, *given)
+            total.index_add_(0, known[owner], losses.double())
+        return total, length.sum(1)
 
     def _texts(self, rows: NDArray[Any]) -> list[str]:
         """The captions of prediction rows."""
@@ -232,8 +247,9 @@ class Captioning:
         return {}
 
     def table(self, split: str, predictions: NDArray[Any]) -> dict[str, list[Any]]:
+        several = any(len(texts) > 1 for lists in self._references.values() for texts in lists)
         return {
-            "reference": self.captions[split],
+            "reference": list(self._references[split]) if several else self.captions[split],
             "caption": self._texts(predictions),
             "scores": self.metric.statistics(predictions, self.references(split)).tolist(),
         }
@@ -275,8 +291,9 @@ class Captioning:
         return row["caption"] or "(the model wrote nothing)"
 
 
-def _lists(texts: list[str]) -> NDArray[np.object_]:
-    """Each text as a list of one reference, object [N]."""
+def _lists(texts: list[list[str]]) -> NDArray[np.object_]:
+    """The references of each image, object [N] of lists, also where all are of one length."""
     found = np.empty(len(texts), object)
-    found[:] = [[text] for text in texts]
+    for row, of_image in enumerate(texts):
+        found[row] = of_image
     return found
