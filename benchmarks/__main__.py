@@ -7,6 +7,7 @@ NAMES = (
     "bootstrap",
     "captioning",
     "cifar10_mlp",
+    "clip_lora",
     "endovae",
     "inception_head",
     "loop_overhead",

@@ -19,6 +19,7 @@ class Inner(Section):
     schedule: Literal["constant", "cosine"] = Field("constant", description="Course")
     targets: list[str] | None = Field(None, description="Names")
     compile: bool = Field(False, description="Compile")
+    names: dict[str, str] | None = Field(None, description="Other names")
 
 
 class Outer(Section):
@@ -30,6 +31,18 @@ def test_flags_override_yaml() -> None:
     flags = config.parse_flags(["--train.lr", "1e-3", "--seed=4"], Outer)
     built = config.build(Outer, {"train": {"lr": 0.5, "epochs": 9}}, flags)
     assert (built.train.lr, built.train.epochs, built.seed) == (1e-3, 9, 4)
+
+
+def test_a_mapping_is_written_as_pairs_or_json_and_replaces_the_one_before() -> None:
+    for text in ("cat=animal,sea lion=an animal", '{"cat": "animal", "sea lion": "an animal"}'):
+        flags = config.parse_flags(["--train.names", text], Outer)
+        built = config.build(Outer, {"train": {"names": {"dog": "pet", "cat": "pet"}, "lr": 0.5}}, flags)
+        assert built.train.names == {"cat": "animal", "sea lion": "an animal"}
+        assert built.train.lr == 0.5
+    assert config.build(Outer, {"train": {"names": {"dog": "pet"}}}, {"train": {"names": None}}).train.names is None
+    for wrong in ("cat", '{"cat": 1}', "{cat}"):
+        with pytest.raises(ConfigError, match=r"--train\.names"):
+            config.parse_flags(["--train.names", wrong], Outer)
 
 
 def test_every_problem_is_reported_at_once_with_path_and_nearest_name() -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from finesight.errors import CheckpointError
-from finesight.files import human_bytes, read_json, remove_leftovers, sha256, sync, write_json
+from finesight.files import human_bytes, read_json, remove_leftovers, sha256, share, sync, write_json
 
 Tensors = dict[str, dict[str, Tensor]]
 
@@ -78,6 +78,7 @@ def write_folder(folder: Path, tensors: Tensors, documents: dict[str, Any]) -> N
             {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in group.items()},
             path,
         )
+        share(path)
         sync(path)
     for name, content in documents.items():
         write_json(folder / name, content)

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,11 +27,14 @@ Adapt vision models to your own images, and know how far to trust the result.
       --resume                continue the run in DIR, bit for bit
       --seeds N               the same run with N seeds, and how much its numbers vary
       --data.root PATH        your images: a folder, zip, CSV/JSONL/parquet, npz, or hub:OWNER/NAME
+  sweep RECIPE RECIPE...      several recipes on one data set, and what came of them in one table
   eval RUN [--json]           measure a run's stored weights again
   predict RUN FILE... [--json]
                               what a run's model makes of new images
+  export RUN FOLDER           its best weights as a Hugging Face folder
   compare RUN RUN... [--json] [--output FILE.html]
                               paired comparison on one test set
+  attack RUN [options]        accuracy under attacks and corruptions; finesight attack --help shows every option
   replay RUN                  run it again and compare every loss bit for bit
   data check PATH [--json] [--output DIR] [--group RULE]
                               corrupt files, duplicates, leaks between splits; exit code 1 when it finds
@@ -45,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     commands: dict[str, Callable[[list[str]], int]] = {
         "demo": _demo, "list": _list, "run": _run, "eval": _eval, "predict": _predict,
-        "compare": _compare, "replay": _replay, "data": _data,
+        "sweep": _sweep, "export": _export, "compare": _compare, "attack": _attack, "replay": _replay, "data": _data,
     }  # fmt: skip
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -149,6 +153,19 @@ def _run(words: list[str]) -> int:
         seeds.execute(name, base, options, place, count, resume, command)
     else:
         experiment.execute(name, base, options, place, resume, command)
+    return 0
+
+
+def _sweep(words: list[str]) -> int:
+    from finesight import sweep
+
+    if not words or not {"-h", "--help"}.isdisjoint(words):
+        print(sweep.USAGE, end="")
+        return 0
+    output, rest = _taken(words, "--output")
+    count = next((place for place, word in enumerate(rest) if word.startswith("--")), len(rest))
+    place = Path(output) if output else Path("runs") / f"sweep-{time.strftime('%Y%m%d-%H%M%S')}"
+    sweep.execute(rest[:count], rest[count:], place)
     return 0
 
 
@@ -274,6 +291,20 @@ def _predict(words: list[str]) -> int:
     return 0
 
 
+def _export(words: list[str]) -> int:
+    parser = _Parser(
+        "export", "Write the best weights of a run as a Hugging Face folder: config, safetensors, processor."
+    )
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("folder", type=Path, help="a new or empty folder")
+    chosen = parser.parse_args(words)
+    from finesight.export import export
+
+    notes = export(chosen.run, chosen.folder)
+    print("\n".join([f"Exported: {chosen.folder}", *notes]))
+    return 0
+
+
 def _compare(words: list[str]) -> int:
     parser = _Parser("compare", "Paired comparison of runs on one test set; every run with the first one.")
     parser.add_argument("runs", nargs="+", type=Path, help="two run folders or more")
@@ -295,6 +326,21 @@ def _compare(words: list[str]) -> int:
         if chosen.output:
             print(f"Page: {chosen.output}")
     return 0
+
+
+def _attack(words: list[str]) -> int:
+    if not {"-h", "--help"}.isdisjoint(words):
+        from finesight.attacks.config import usage
+
+        print(usage(), end="")
+        return 0
+    run, as_json, rest = _run_and_json("attack", words)
+    stored, rest = _taken(rest, "--stored")
+    options = [word for word in rest if word != "--overwrite"]
+    from finesight import stress
+
+    replaces, command = len(options) < len(rest), ["finesight", "attack", *words]
+    return stress.main(run, options, stored_file=stored, overwrite=replaces, as_json=as_json, command=command)
 
 
 def _replay(words: list[str]) -> int:

@@ -6,19 +6,20 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from finesight import config as configuration
-from finesight import recipes
+from finesight import recipes, stress_table
 from finesight.errors import RunError
 from finesight.metrics import bootstrap
 from finesight.metrics.kinds import higher_is_better
+from finesight.report.comparison import ROUNDING
 from finesight.run_folder import open_run
 
 
 def compare(paths: list[Path], *, resamples: int = 1000, level: float = 0.95) -> dict[str, Any]:
     """Compare every run with the first one.
 
-    Returns {"runs": [{name, path, metrics}], "pairs": [{a, b, metrics}]} with the test split's
-    metrics and the differences b - a of `bootstrap.paired`. The same resampling weights go on the
-    statistics of both. Raises `RunError` when the runs were not tested on the same samples, with the
+    Returns {"runs": [{name, path, metrics}], "pairs": [{a, b, metrics}], "stress": …} with the test split's
+    metrics, the differences b - a of `bootstrap.paired`, and `stress_table.table`. The same resampling weights go
+    on the statistics of both. Raises `RunError` when the runs were not tested on the same samples, with the
     same labels and classes.
     """
     runs: list[dict[str, Any]] = []
@@ -44,7 +45,8 @@ def compare(paths: list[Path], *, resamples: int = 1000, level: float = 0.95) ->
         groups = reference[2]["group"] if len(set(reference[2]["group"])) < len(reference[2]["group"]) else None
         found = bootstrap.paired(metric, *tables, groups=groups, resamples=resamples, level=level)
         pairs.append({"a": runs[0]["name"], "b": runs[number]["name"], "metrics": found})
-    return {"runs": runs, "pairs": pairs}
+    stress = stress_table.table(paths, [run["name"] for run in runs], resamples=resamples, level=level)
+    return {"runs": runs, "pairs": pairs, "stress": stress}
 
 
 def lines(result: dict[str, Any]) -> list[str]:
@@ -59,21 +61,21 @@ def lines(result: dict[str, Any]) -> list[str]:
             interval = "" if entry["low"] is None else f"  [{entry['low']:.4f}, {entry['high']:.4f}]"
             text.append(f"  {run['name']:<{width}}  {entry['value']:.4f}{interval}  n = {entry['n']:,}")
         text += [f"    {_verdict(name, pair)}" for pair in result["pairs"]]
-    return text
+    return text + stress_table.lines(result["stress"])
 
 
 def write_page(result: dict[str, Any], path: Path) -> None:
     """The comparison as one self-contained HTML page."""
     from finesight.report.comparison import write_comparison
 
-    write_comparison("Comparison on one test set", result["runs"], result["pairs"], path)
+    write_comparison("Comparison on one test set", result["runs"], result["pairs"], path, result["stress"])
 
 
 def _verdict(name: str, pair: dict[str, Any]) -> str:
     entry = pair["metrics"][name]
     if entry["low"] is None:
         return f"{pair['b']} - {pair['a']}: {entry['difference']:+.4f} (too few samples for an interval)"
-    clear = entry["low"] > 0 or entry["high"] < 0
+    clear = (entry["low"] > 0 or entry["high"] < 0) and abs(entry["difference"]) >= ROUNDING
     better = (entry["difference"] > 0) == higher_is_better(name)
     word = f"{pair['b'] if better else pair['a']} is better" if clear else "no clear difference"
     interval = f"[{entry['low']:+.4f}, {entry['high']:+.4f}], p = {entry['p']:.3f}"

@@ -9,7 +9,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +97,16 @@ def flatten(config: BaseModel, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, mapping by mapping."""
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], whole: Collection[str] = ()) -> dict[str, Any]:
+    """`over` laid on `base`, mapping by mapping; those at the paths `whole` take the place of what was there."""
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
-        result[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and key not in whole:
+            inside = {path.removeprefix(f"{key}.") for path in whole if path.startswith(f"{key}.")}
+            result[key] = merge(below, value, inside)
+        else:
+            result[key] = value
     return result
 
 
@@ -155,7 +159,7 @@ def build(kind: type[SectionT], *layers: Mapping[str, Any]) -> SectionT:
     """Validate the layers, later ones over earlier ones; all problems in one `ConfigError`."""
     tree: dict[str, Any] = {}
     for layer in layers:
-        tree = merge(tree, layer)
+        tree = merge(tree, layer, [path for path, _ in sections(kind)])
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -211,6 +215,13 @@ def _from_text(text: str, annotation: Any) -> Any:
                 (inner,) = typing.get_args(kind)
                 parts = json.loads(text) if text.startswith("[") else [part for part in text.split(",") if part]
                 return [_from_text(part, inner) if isinstance(part, str) else part for part in parts]
+            if origin is dict:
+                pairs = [part.partition("=") for part in text.split(",") if part]
+                if text.startswith("{"):
+                    return TypeAdapter(kind).validate_python(json.loads(text))
+                return TypeAdapter(kind).validate_python(
+                    {key: value if equals else None for key, equals, value in pairs}
+                )
             return TypeAdapter(kind).validate_strings(text)
         except (ValidationError, ValueError):
             continue
@@ -231,6 +242,8 @@ def _type_name(annotation: Any) -> str:
             names.append("|".join(str(value) for value in arguments))
         elif origin is list:
             names.append(f"{_type_name(arguments[0])},...")
+        elif origin is dict:
+            names.append("NAME=TEXT,...")
         else:
             plain = {type(None): "none", str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "true|false"}
             names.append(plain.get(kind, str(kind)))

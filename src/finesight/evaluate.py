@@ -20,7 +20,7 @@ from finesight.run_folder import RunFolder
 from finesight.tasks.base import Task
 
 BEFORE = "before training"
-NO_SPLIT = ("baselines", "improvement", "anomaly")
+NO_SPLIT = ("baselines", "improvement", "anomaly", "retention")
 """Entries of metrics.json that are not the scores of a split."""
 
 

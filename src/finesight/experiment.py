@@ -18,7 +18,7 @@ from finesight.engine import Engine, hardware
 from finesight.errors import RunError, Stopped
 from finesight.evaluate import evaluate, finite, predict, read_start, scores, write_predictions, write_start
 from finesight.files import sync, write_json, write_text
-from finesight.reopen import Run, load_frozen, quiet, refuse_changed_data, say
+from finesight.reopen import Run, load_frozen, quiet, refuse_changed_conditions, refuse_changed_data, say
 from finesight.run_folder import RunFolder, git_state, peak_memory, versions
 from finesight.train import check_selection, fit
 
@@ -67,8 +67,12 @@ def execute(
     command: list[str],
     *,
     verbose: bool = True,
+    attacked: bool = True,
 ) -> Run:
-    """`run` with the parts already read; what the command line calls."""
+    """`run` with the parts already read; what the command line calls.
+
+    A task with a section `attack` is attacked when it is done, unless `attacked` is false.
+    """
     kind = recipes.task_class(dict(base))
     config = with_whole_paths(configuration.build(kind.Config, base, overrides))
     engine = Engine(config.precision, config.train.compile)
@@ -95,7 +99,21 @@ def execute(
         if engine.main:
             folder.release()
         engine.close()
+    if attacked and hasattr(config, "attack"):
+        _attack(folder, command, tell, engine.world, verbose)
     return Run(folder.path)
+
+
+def _attack(folder: RunFolder, command: list[str], tell: Any, processes: int, verbose: bool) -> None:
+    """Stress-test a run that has just finished, as `finesight attack` does; one attacked before is left alone."""
+    if (folder.path / "attack").exists():
+        return
+    if processes > 1:
+        tell(f"Attacks work in one process: finesight attack {shlex.quote(str(folder.path))}")
+        return
+    from finesight import stress
+
+    stress.attack(folder.path, command=command, verbose=verbose)
 
 
 def with_whole_paths(config: Any) -> Any:
@@ -159,6 +177,7 @@ def _experiment(kind: Any, request: Request, config: Any, folder: RunFolder, eng
     task = kind(config, classes, engine, say, saved)
     check_selection(task, config.train)
     if saved is not None:
+        refuse_changed_conditions(folder, task)
         load_frozen(task, folder)
     for line in task.audit.lines():
         say(line)

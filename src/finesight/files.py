@@ -37,6 +37,13 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def share(path: Path) -> None:
+    """Give a file the rights of any other new file; safetensors writes for its owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def sync(path: Path) -> None:
     """Push a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -16,7 +16,7 @@ ScheduleName = Literal["constant", "cosine", "step", "plateau"]
 class TrainConfig(Section):
     """How the weights are learned."""
 
-    epochs: int = Field(10, ge=1, description="Passes over the training split")
+    epochs: int = Field(10, ge=0, description="Passes over the training split; 0 measures the model as it is")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps, if that comes first")
     batch_size: int = Field(32, ge=1, description="Samples in one optimiser step, over all processes")
     accumulation: int = Field(

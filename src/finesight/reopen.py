@@ -1,5 +1,7 @@
 """Finished runs: open one, predict with it, measure it again, run it again."""
 
+import json
+import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,6 +76,8 @@ def evaluate_again(path: Path, split: str = "test", overrides: Mapping[str, Any]
     engine = Engine(config.precision)
     try:
         task = restored(folder, quiet, engine, config)
+        for change in changed_conditions(folder, task):
+            logging.getLogger("finesight").warning("%s: measured otherwise than the run was: %s.", folder.path, change)
         if foreign:
             split, part = "test", kind.load_test(config, task.classes)
         else:
@@ -93,6 +97,7 @@ def _refuse_new_splits(given: Mapping[str, Any], foreign: bool, key: str) -> Non
     allowed = {"cache_dir"}
     if foreign:
         allowed |= {key, "revision", "image_column", "label_column", "group", "skip_bad", "sixteen_bit"}
+        allowed |= {"caption_column", "image_folder"}
     flat = {f"data.{key}" for key in given.get("data", {}) if key not in allowed}
     flat |= {key for key in given if key not in ("data", "evaluation")}
     if flat:
@@ -113,7 +118,9 @@ def replay(path: Path, command: list[str], output: Path | None = None) -> list[s
         from finesight.experiment import execute
 
         place = output or Path(scratch) / "replay"
-        again = execute(folder.recorded("recipe"), stored, {}, place, False, command, verbose=output is not None)
+        again = execute(
+            folder.recorded("recipe"), stored, {}, place, False, command, verbose=output is not None, attacked=False
+        )
         return differences(folder, RunFolder(again.path))
 
 
@@ -167,6 +174,33 @@ def refuse_changed_data(folder: RunFolder, stamp: str) -> None:
         raise RunError(
             f"{folder.path}: the data changed since the run began (fingerprint {before[:12]}, now {stamp[:12]}). "
             "Restore the data, or start a new run with another --output."
+        )
+
+
+def changed_conditions(folder: RunFolder, task: Any) -> list[str]:
+    """What of `task.conditions` is no longer as the run had it, "name: was -> is", only the parts that differ.
+
+    A part is what stands between semicolons. What is only there in addition (a score asked for now) is no change, and
+    the version of finesight alone is none.
+    """
+    before, now = folder.read_run().get("conditions") or {}, json.loads(json.dumps(task.conditions))
+    found = []
+    for name in before:
+        was, has = (str(conditions.get(name, "")).split("; ") for conditions in (before, now))
+        lost = [part for part in was if part not in has and not part.startswith("finesight ")]
+        instead = [part for part in has if part not in was and not part.startswith("finesight ")]
+        if lost:
+            found.append(f"{name}: {'; '.join(lost)} -> {'; '.join(instead) or 'nothing'}")
+    return found
+
+
+def refuse_changed_conditions(folder: RunFolder, task: Any) -> None:
+    """Raise `RunError` where a continued run would be measured otherwise than it was so far."""
+    changed = changed_conditions(folder, task)
+    if changed:
+        raise RunError(
+            f"{folder.path}: the run would be measured otherwise than it was so far ({', '.join(changed)}). Restore "
+            "what it was measured with, or start a new run with another --output."
         )
 
 

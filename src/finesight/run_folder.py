@@ -119,7 +119,7 @@ class RunFolder:
 
     def release(self) -> None:
         """Unlock; a folder in which nothing was begun is removed again."""
-        if not self.exists() and [entry.name for entry in self.path.iterdir()] == [".lock"]:
+        if self.path.is_dir() and not self.exists() and [entry.name for entry in self.path.iterdir()] == [".lock"]:
             (self.path / ".lock").unlink()
             self.path.rmdir()
         self.unlock()

@@ -305,6 +305,9 @@ def fit(
     loop = Loop(task, config, engine, folder, seed, say)
     if resume and loop.restore():
         say(f"Continuing after step {loop.state.step:,} (epoch {loop.state.epoch + 1}, batch {loop.state.batch}).")
+    if config.epochs == 0:
+        loop.state.finished = True
+        loop.save()
     with remembered() as stop:
         while not loop.state.finished:
             started = time.monotonic()

@@ -309,4 +309,12 @@ def test_comparison_of_one_run_says_so(tmp_path: Path) -> None:
 def test_a_difference_is_judged_by_interval_and_direction(
     metric: str, low: float | None, high: float | None, state: str
 ) -> None:
-    assert judge(metric, {"a": "one", "b": "two"}, {"low": low, "high": high})[0] == state
+    assert judge(metric, {"a": "one", "b": "two"}, {"difference": 0.15, "low": low, "high": high})[0] == state
+
+
+def test_what_a_smoothing_constant_makes_is_no_difference() -> None:
+    """BLEU-4 without a match is 1e-13 or so, steadily more with one method than with another."""
+    entry = {"difference": 9e-13, "low": 8e-13, "high": 1e-12}
+    assert judge("bleu_4", {"a": "one", "b": "two"}, entry) == ("unclear", "no clear difference")
+    assert numbers.percent(2e-10) == "0.0 %"
+    assert numbers.percent(2e-6) != "0.0 %"

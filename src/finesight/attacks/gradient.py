@@ -63,11 +63,13 @@ def pgd(
     attack = _Ascent(model, eps, step, iters, norm, targeted, early_stop, bf16)
     with attacking(model, images.device, bf16):
         images = images.clone()  # what inference mode made takes no part in gradients
-        result = attack.run(images, _start(images, eps, norm, random_start, generator), labels)
+        result = attack.run(images, starting_points(images, eps, norm, random_start, generator), labels)
         if restarts > 1:
             fooled, loss = attack.verdict(result, labels)
         for _ in range(restarts - 1):
-            start = _start(images, eps, norm, random_start, generator)  # for all, so that no image's draws move
+            start = starting_points(
+                images, eps, norm, random_start, generator
+            )  # for all, so that no image's draws move
             left = (~fooled).nonzero().squeeze(1)
             if not len(left):
                 break
@@ -140,7 +142,7 @@ class _Ascent:
         return (margin > slack).squeeze(1)
 
 
-def _start(images: Tensor, eps: float, norm: Norm, random: bool, generator: torch.Generator | None) -> Tensor:
+def starting_points(images: Tensor, eps: float, norm: Norm, random: bool, generator: torch.Generator | None) -> Tensor:
     """The images, or with `random` a point drawn uniformly from the ball around each, clipped to [0, 1]."""
     if not random:
         return images.clone()

@@ -28,7 +28,7 @@ def figures(
 ) -> Figures:
     """{name: (figure, title, caption)} for the report."""
     rows, references = predictions["test"], task.references("test")
-    written = task._texts(rows)
+    written = task.texts(rows)
     cider = task.metric.reduce(task.metric.statistics(rows, references))["cider"]
     found: Figures = {
         "quality": quality(metrics, "cider", task.config.evaluation.level),

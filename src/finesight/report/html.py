@@ -10,7 +10,7 @@ from typing import Any
 from finesight.errors import DataError
 from finesight.files import write_text
 from finesight.metrics.classification import per_class_table
-from finesight.report import contents, domain_section, facts, numbers, reconstruction_section
+from finesight.report import contents, domain_section, facts, numbers, reconstruction_section, robustness_section
 from finesight.report.contents import Contents
 
 __all__ = ["FIGURE_ORDER", "LARGEST_SVG", "page", "render", "write_report"]
@@ -93,6 +93,7 @@ def page(found: Contents) -> dict[str, Any]:
         "improvements": reconstruction_section.improvements(found),
         "anomalies": reconstruction_section.anomalies(found),
         "domains": domain_section.section(found),
+        "robustness": robustness(found),
         "names": domain_section.names(found),
         "groups": group_sentences(found),
         "scores": score_rows(found),
@@ -106,6 +107,15 @@ def page(found: Contents) -> dict[str, Any]:
         "config_text": found.folder.config.read_text(encoding="utf-8") if found.config else "",
         "files": contents.files(found.folder.path),
     }
+
+
+def robustness(found: Contents) -> dict[str, Any] | None:
+    """The section on the stress test with its figures; None for a run that was never attacked."""
+    section, folder = robustness_section.section(found), found.folder.path
+    if section is not None:
+        directory = folder / "attack" / "figures"
+        section["figures"] = [shown(found, entry, directory) for entry in robustness_section.figures(folder)]
+    return section
 
 
 def headline(found: Contents) -> dict[str, Any] | None:
@@ -202,12 +212,15 @@ def _ordered(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(figures, key=key)
 
 
-def shown(found: Contents, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A figure with its image as a data: address; `source` is None when its files are missing."""
+def shown(found: Contents, entry: Mapping[str, Any], directory: Path | None = None) -> dict[str, Any]:
+    """A figure with its image as a data: address; `source` is None when its files are missing.
+
+    `directory` holds the files, the run's own figures where it is not given.
+    """
     name = str(entry["name"])
     image: dict[str, Any] = {"name": name, "title": entry.get("title") or name, "caption": entry.get("caption") or ""}
     image.update(source=None, width=None, height=None)
-    png, svg = (found.folder.figures / f"{name}.{kind}" for kind in ("png", "svg"))
+    png, svg = ((directory or found.folder.figures) / f"{name}.{kind}" for kind in ("png", "svg"))
     if not re.fullmatch(r"[a-z0-9_-]+", name) or not (png.is_file() or svg.is_file()):
         return image
     if png.is_file():

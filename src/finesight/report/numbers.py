@@ -88,6 +88,10 @@ def is_share(name: str) -> bool:
     return known is not None and known.unit == "fraction"
 
 
+NOTHING = 1e-7
+"""Shares below are shown as 0: what a smoothing constant leaves of a BLEU without a match."""
+
+
 def percent(value: float, n: int | None = None) -> str:
     """A share as percent: one decimal, two from 2,000 samples on, and more where rounding would claim 0 or 100 %."""
     return f"{_rounded(value, 100, 1 if n is None or n < 2000 else 2)} %"
@@ -95,6 +99,7 @@ def percent(value: float, n: int | None = None) -> str:
 
 def _rounded(share: float, scale: int, digits: int) -> str:
     """`scale` times the share, with more digits where rounding would claim all or nothing."""
+    share = share if abs(share) >= NOTHING else 0.0
     while share not in (0.0, 1.0) and float(f"{scale * share:.{digits}f}") in (0.0, scale) and digits < 8:
         digits += 1
     return f"{scale * share:.{digits}f}"

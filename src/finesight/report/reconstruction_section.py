@@ -20,8 +20,8 @@ def improvements(found: Contents) -> list[dict[str, Any]]:
     for earlier, pair in (found.metrics.get("improvement") or {}).items():
         rows = []
         for name, entry in pair.items():
-            if entry.get("a") is None or entry.get("b") is None:
-                continue  # not defined for one of the two
+            if "/" in name or entry.get("a") is None or entry.get("b") is None:
+                continue  # of one class alone, or not defined for one of the two
             state, words = judged(name, entry)
             text = {"difference": difference(name, entry), "interval": difference_interval(name, entry)}
             rows.append({"name": name, "entry": entry, "state": state, "words": words, **text})

@@ -27,6 +27,8 @@ TASKS = {
     "reconstruction": "finesight.tasks.reconstruction:Reconstruction",
     "autoencoding": "finesight.tasks.autoencoding:Autoencoding",
     "captioning": "finesight.tasks.captioning:Captioning",
+    "robustness": "finesight.tasks.robustness:Robustness",
+    "contrastive": "finesight.tasks.contrastive:Contrastive",
 }
 
 

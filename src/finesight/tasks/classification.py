@@ -1,4 +1,4 @@
-"""Image classification: one label per image, any backbone, trained in full, by its head, or by LoRA."""
+"""Image classification: one label per image, any backbone, trained in full, by head, LoRA or visual prompts."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +34,9 @@ from finesight.tasks.classifying import classify_images, compared, label_table, 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
+    from finesight.adaptation import Audit
+    from finesight.models.classifier import Classifier
+
 CACHED_PIXELS = 720_000
 """Pixels of a forward pass whose feature maps fit a processor's cache: 8 images of 299 x 299."""
 
@@ -62,6 +65,7 @@ class Classification:
     measured = ("validation", "test")
     test_set = "root"
     measures_start = False
+    also_selectable: tuple[str, ...] = ()
     conditions: dict[str, Any] = {}  # noqa: RUF012 (never mutated)
     compared = staticmethod(compared)
     line = staticmethod(line)
@@ -76,8 +80,7 @@ class Classification:
     ) -> None:
         self.config, self.classes, self.engine, self.say = config, classes, engine, say
         engine.seed(config.seed)
-        self.model = backbones.build(config.model, classes, saved)
-        self.audit = adaptation.apply(self.model, config.adapt)
+        self.model, self.audit = self._adapted(saved)
         engine.place(self.model)
         engine.share_parameters([self.model])
         self.modules = {"model": self.model}
@@ -85,7 +88,12 @@ class Classification:
         convolves = any(parameter.dim() == 4 for parameter in self.model.parameters())
         self.layout = torch.channels_last if convolves else torch.contiguous_format
         self.metric = ClassificationMetric(classes)
-        self.selectable = ("loss", *self.metric.names)
+        self.selectable = ("loss", *self.metric.names, *self.also_selectable)
+
+    def _adapted(self, saved: Path | None) -> "tuple[Classifier, Audit]":
+        """The model with what trains in it chosen, and the audit of that."""
+        model = backbones.build(self.config.model, self.classes, saved)
+        return model, adaptation.apply(model, self.config.adapt)
 
     # ---- data ---------------------------------------------------------------------------------
 

@@ -47,15 +47,15 @@ def line(row: dict[str, Any]) -> str:
     return f"{row['prediction']} {row['confidence']:.1%}  (then {tail})"
 
 
-def classify_images(task: Any, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+def classify_images(task: Any, inputs: Sequence[Any], size: int | None = None) -> list[dict[str, Any]]:
     """Label, confidence and all scores of files (paths), PIL images or uint8 arrays [H, W, 3].
 
     `task` is any task whose `model` classifies and whose `predict` gives class probabilities; the images
-    are prepared as its training images were.
+    are prepared as its training images were, and given to it with sides of `size`, the model's own if none.
     """
     task.model.eval()
     found: list[dict[str, Any]] = []
-    for names, images in square_images(task, inputs):
+    for names, images in square_images(task, inputs, size):
         with torch.inference_mode(), task.engine.autocast():
             rows = task.predict(task.engine.send({"image": images}))
         for name, row in zip(names, rows, strict=True):

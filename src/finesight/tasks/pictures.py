@@ -75,17 +75,19 @@ def mean_image(pixels: Tensor, size: int) -> Tensor:
     return mean.clamp(0, 1)  # the resize may leave [0, 1] by rounding
 
 
-def square_images(task: Any, inputs: Sequence[Any]) -> Iterator[tuple[list[str | None], Tensor]]:
+def square_images(
+    task: Any, inputs: Sequence[Any], side: int | None = None
+) -> Iterator[tuple[list[str | None], Tensor]]:
     """Files (paths), PIL images or uint8 arrays [H, W, 3] in batches, prepared as the task's training images were.
 
-    Yields the paths (None for arrays) and uint8 [B, 3, S, S] at the size of the model's input.
+    Yields the paths (None for arrays) and uint8 [B, 3, S, S], with S = `side` or the size of the model's input.
     """
     step = task.config.evaluation.batch_size
     for start in range(0, len(inputs), step):
         chunk = inputs[start : start + step]
         pixels = torch.from_numpy(np.stack([_square(task, item) for item in chunk]))
         names = [str(item) if isinstance(item, str | Path) else None for item in chunk]
-        yield names, transforms.resize(pixels, task.model.image_size)
+        yield names, transforms.resize(pixels, side or task.model.image_size)
 
 
 def _square(task: Any, item: Any) -> NDArray[np.uint8]:
