@@ -41,6 +41,7 @@ def summary(
         },
         "data": {"fingerprint": folder.recorded("data").get("fingerprint")},
         "model": {"name": folder.recorded("model")["name"], "weights": state_hash(subject.task.model)},
+        "batch_size": facts["batch_size"],
         "alone": facts["alone"],
         "surrogate": about_surrogate,
         "conditions": {
@@ -68,7 +69,7 @@ def write(folder: RunFolder, subject: "Subject", config: AttackConfig, found: Me
             found.adversarial, subject.labels, subject.ids, subject.groups, classes,
             {
                 "eps": eps, "norm": config.norm, "attack": f"pgd, eps {written(eps, config.norm)} {config.norm}, "
-                f"{config.iters} steps, {config.restarts} starts, white-box",
+                f"{config.iters} steps, {config.restarts} start{'s' if config.restarts > 1 else ''}, white-box",
                 "model": about["model"], "data": about["data"], "resolution": about["resolution"],
             },
         )  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from finesight import config as configuration
 from finesight.attacks import CORRUPTIONS, Normalized, auto_attack, corrupt, fgsm, prepared
+from finesight.attacks.bench import Bench
 from finesight.attacks.config import AttackConfig, length, usage
 from finesight.attacks.protocol import Measured, chosen_corruptions, measure
 from finesight.errors import ConfigError, DataError, ModelError
@@ -244,6 +245,15 @@ def test_the_seed_alone_decides(found: Measured) -> None:
     assert again.entries == found.entries
     assert again.corruption == found.corruption
     assert not torch.equal(other.adversarial, found.adversarial)
+
+
+def test_large_images_are_attacked_a_few_at_a_time() -> None:
+    def chosen(size: int, **given: int) -> int:
+        images = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+        return Bench(nn.Identity(), images, np.zeros(1, dtype=np.int64), ["a"], AttackConfig(**given)).batch_size  # type: ignore[arg-type]
+
+    assert [chosen(size) for size in (32, 64, 224, 256, 1024)] == [200, 200, 19, 15, 8]
+    assert chosen(1024, batch_size=30) == 30
 
 
 def test_steps_in_bf16_break_as_much_and_verdicts_stay_in_float32(found: Measured) -> None:

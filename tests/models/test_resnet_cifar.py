@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from finesight.attacks import Normalized, pgd, predictions, prepared
+from finesight.data.cifar10 import CLASSES
 from finesight.errors import ModelError
-from finesight.models import resnet20, weights
+from finesight.models import backbones, resnet20, weights
+from finesight.models.backbones import ModelConfig
 from finesight.models.resnet_cifar import BasicBlock
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -92,3 +94,18 @@ def test_pgd_leaves_what_the_reference_leaves(
         )
         left = (predictions(model, found) == labels).double().mean().item()
         assert left == pytest.approx(expected, abs=0.006)
+
+
+def test_a_classifier_takes_the_common_file_and_its_head_only_for_its_own_classes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = resnet20()
+    file = tmp_path / "resnet20.th"
+    torch.save({"state_dict": {f"module.{name}": value for name, value in net.state_dict().items()}}, file)
+    config = ModelConfig(name="resnet20", weights=str(file))
+    model = backbones.build(config, list(CLASSES))
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(model(images), net.eval()(images))
+    assert (model.spec.random, model.mean) == ((), (0.485, 0.456, 0.406))
+    other = backbones.build(config, [f"class {number}" for number in range(10)])
+    assert other.spec.random == ("head",)
+    torch.testing.assert_close(other.features(images), model.features(images))

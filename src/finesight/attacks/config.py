@@ -62,7 +62,9 @@ class AttackConfig(Section):
     bf16: Literal["auto", "on", "off"] = Field(
         "auto", description="Steps of PGD in bf16; the verdict is in the run's own precision. auto: where it is native"
     )
-    batch_size: int = Field(50, ge=1, description="Images attacked at once")
+    batch_size: int | None = Field(
+        None, ge=1, description="Images attacked at once; default a million pixels' worth, at most 200"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -115,8 +115,8 @@ def measure(
 
 def _clean(bench: Bench) -> NDArray[np.float64]:
     """No attack; the class probabilities [N, C]."""
-    since, parts = time.monotonic(), range(0, len(bench.labels), bench.config.batch_size)
-    found = [bench.probabilities(bench.pixels(bench.everything[k : k + bench.config.batch_size])) for k in parts]
+    since, parts = time.monotonic(), range(0, len(bench.labels), bench.batch_size)
+    found = [bench.probabilities(bench.pixels(bench.everything[k : k + bench.batch_size])) for k in parts]
     probabilities = np.concatenate(found)
     bench.record("clean", "clean", bench.everything, probabilities.argmax(1), since)
     return probabilities
@@ -248,6 +248,6 @@ def _corrupted(bench: Bench, kinds: Sequence[str]) -> None:
 
 def _stored(bench: Bench) -> None:
     """Exactly the 8-bit images that are kept."""
-    since, parts = time.monotonic(), bench.adversarial.split(bench.config.batch_size)
+    since, parts = time.monotonic(), bench.adversarial.split(bench.batch_size)
     said = np.concatenate([bench.judge(part.to(bench.device).float() / 255) for part in parts])
     bench.record("stored", "stored", bench.everything, said, since, eps=bench.config.budgets[-1])

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from finesight.config import nearest
+from finesight.data.cifar10 import CLASSES as CIFAR10
 from finesight.errors import ModelError
 from finesight.models import weights
 from finesight.models.classifier import Classifier, Spec
@@ -16,7 +17,12 @@ from finesight.models.config import NAMED, ModelConfig
 __all__ = ["Classifier", "ModelConfig", "build"]
 
 _HALF = (0.5, 0.5, 0.5)
-_SIZES = {"small-cnn": 64, "mlp": 32, "leaf-vit-64": 64, "leaf-vit-256": 256, "inception-v3": 299, "pixelda": 32}
+_SIZES = {
+    "small-cnn": 64, "mlp": 32, "leaf-vit-64": 64, "leaf-vit-256": 256, "inception-v3": 299, "pixelda": 32,
+    "resnet20": 32,
+}  # fmt: skip
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation that the weight files of resnet20 in common use were trained with."""
 _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w.-]+")
 
 
@@ -58,7 +64,8 @@ def fresh_head(width: int, classes: int, dropout: float, bias: bool = True) -> n
 def _named(config: ModelConfig, classes: list[str]) -> Classifier:
     size = config.image_size or _SIZES[config.name]
     arguments: dict[str, Any] = {"dropout": config.dropout, "hidden": config.hidden, "width": config.width}
-    spec = Spec("named", config.name, tuple(classes), size, _HALF, _HALF, "squash", ("backbone", "head"), arguments)
+    mean, std = _IMAGENET if config.name == "resnet20" else (_HALF, _HALF)
+    spec = Spec("named", config.name, tuple(classes), size, mean, std, "squash", ("backbone", "head"), arguments)
     model = _architecture(spec)
     if config.weights is None:
         return model
@@ -78,6 +85,10 @@ def _architecture(spec: Spec) -> Classifier:
         whole = models.MLP(3 * size * size, count, **dropout)
     elif spec.name == "pixelda":
         whole = models.PixelDAClassifier(count, size)
+    elif spec.name == "resnet20":
+        net = models.resnet20(count)
+        head, net.linear = net.linear, nn.Identity()
+        return Classifier(net, head, spec)
     elif spec.name == "inception-v3":
         whole = models.inception_v3(count, options["hidden"], **dropout)
     else:
@@ -89,7 +100,7 @@ def _architecture(spec: Spec) -> Classifier:
 
 
 def _restore_named(model: Classifier, path: Path) -> Classifier:
-    """Load a local file: finesight's names (backbone.*, head.*), or torchvision's for inception-v3."""
+    """Load a local file: finesight's names (backbone.*, head.*), or those in common use for inception-v3, resnet20."""
     state = weights.read(path)
     if any(name.startswith("backbone.") for name in state):
         head = {name.removeprefix("head."): t for name, t in state.items() if name.startswith("head.")}
@@ -97,6 +108,11 @@ def _restore_named(model: Classifier, path: Path) -> Classifier:
         stray = sorted(name for name in state if not name.startswith(("backbone.", "head.")))
         if stray:
             raise ModelError(f"{path}: weights of no part of {model.spec.name}: {weights.listed(stray)}.")
+    elif model.spec.name == "resnet20":
+        # The classes of a file in common use are CIFAR-10's, in their own order.
+        known = model.classes == list(CIFAR10)
+        head = {name.removeprefix("linear."): t for name, t in state.items() if known and name.startswith("linear.")}
+        body = {name: t for name, t in state.items() if not name.startswith("linear.")}
     else:
         head, body = {}, _torchvision_names(state)
     weights.load_strict(model.backbone, body, source=str(path))

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from finesight.config import Section
 
-NAMED = ("small-cnn", "mlp", "leaf-vit-64", "leaf-vit-256", "inception-v3", "pixelda")
+NAMED = ("small-cnn", "mlp", "leaf-vit-64", "leaf-vit-256", "inception-v3", "pixelda", "resnet20")
 
 
 class ModelConfig(Section):

@@ -197,7 +197,7 @@ def examples(
     cell = min(1.9, (style.WIDTH - 0.9) / columns)
     fig = style.figure(0.9 + cell * columns, 3 * cell + 1.1)
     panels = fig.subplots(3, columns, squeeze=False)
-    names = [style.shorten(list(part), 18) for part in (references, before, after)]
+    names = [style.shorten(list(part), 16) for part in (references, before, after)]
     for column, ((original, changed), change) in enumerate(zip(pairs, changes, strict=True)):
         shown = np.clip(128 + times * change, 0, 255).astype(np.uint8)
         for axes, image in zip(panels[:, column], (original, shown, changed), strict=True):

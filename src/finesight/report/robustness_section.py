@@ -131,8 +131,9 @@ def _facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     resized = "" if size["attacked"] == size["model"] else f", which the model resizes to {size['model']} inside"
     step = options["step"] or "2.5 eps / steps"
     starts = "one random start" if options["restarts"] == 1 else f"{options['restarts']} random starts"
+    chosen = f"{about['images']:,} of {about['of']:,} test images, chosen by seed {options['seed']} and id"
     return [
-        ("images", f"{about['images']:,} of {about['of']:,} test images, chosen by seed {options['seed']} and id"),
+        ("images", f"all {about['of']:,} test images" if about["images"] == about["of"] else chosen),
         ("pixels", f"{size['attacked']} × {size['attacked']} in [0, 1]{resized}"),
         ("PGD", f"{options['norm']}, {options['iters']} steps of {step}, {starts}"),
         ("precision", f"steps in {precision['steps']}, verdicts in {precision['verdicts']}"),
