@@ -8,7 +8,6 @@ from finesight.files import write_text
 from finesight.report import numbers
 from finesight.report.html import render
 
-
 ROUNDING = 1e-9
 """Differences below come from rounding or a smoothing constant, however steadily."""
 

@@ -24,6 +24,10 @@ WHAT = {
 }
 
 
+CLASSIFYING = (None, "classification", "domain-adaptation", "robustness", "contrastive")
+"""Tasks that give images a class."""
+
+
 @dataclass
 class Split:
     """What predictions.parquet says of one split."""
@@ -55,7 +59,7 @@ class Contents:
     @property
     def classifies(self) -> bool:
         """Whether the task gives images a class; taken for granted where no file names it."""
-        return (self.run.get("task") or self.config.get("task")) in (None, "classification", "domain-adaptation")
+        return (self.run.get("task") or self.config.get("task")) in CLASSIFYING
 
     @property
     def classes(self) -> list[str]:

@@ -92,6 +92,7 @@ def page(found: Contents) -> dict[str, Any]:
         "classifies": found.classifies,
         "improvements": reconstruction_section.improvements(found),
         "anomalies": reconstruction_section.anomalies(found),
+        "retention": found.metrics.get("retention"),
         "domains": domain_section.section(found),
         "robustness": robustness(found),
         "names": domain_section.names(found),
