@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from datasets import Image
+from PIL import Image as Picture
 
 from benchmarks import timing
 from finesight import config as configuration
@@ -48,7 +49,7 @@ class _Files(torch.utils.data.Dataset[dict[str, Any]]):
         place = split_zip_path(self.places[index])
         assert place is not None
         with zipfile.ZipFile(place[0]) as archive:
-            image = Image.open(io.BytesIO(archive.read(place[1]))).convert("RGB")
+            image = Picture.open(io.BytesIO(archive.read(place[1]))).convert("RGB")
         pixels = self.processor(image, return_tensors="pt")["pixel_values"][0]
         return {"pixel_values": pixels, "labels": self.rows[index]}
 
@@ -128,7 +129,7 @@ def main() -> None:
         scratch = Path(name)
         task, data = _task(found / "radiology", words, scratch)
         assert (task.audit.trainable, task.audit.total) == (1_179_648, 183_664_896)
-        plain = data["train"].cast_column("image", __import__("datasets").Image(decode=False))
+        plain = data["train"].cast_column("image", Image(decode=False))
         filled = timing.seconds(lambda: task.prepare(data))
         tokenizer = tokenizers.load(words)
         rows = tokenizers.encode(tokenizer, list(data["train"]["caption"]), tokenizer.eos_token_id, PADDED)

@@ -1,6 +1,7 @@
 """S2 end to end through the command line, on few real radiographs, and the mistakes of its report."""
 
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -9,9 +10,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from finesight import config
 from finesight.cli import main
+from finesight.models.captioner import CaptionerConfig
 from finesight.run_folder import RunFolder
 from finesight.tasks.caption_controls import FREQUENT, NEAREST, SHUFFLED
+from finesight.tasks.captioning import CaptioningConfig
+from finesight.tasks.generation import GenerationOptions
+from finesight.train import Loop
 from tests.models.test_captioner import save_gpt2, save_vit
 
 FEW = [
@@ -125,8 +131,9 @@ def test_eval_predict_and_compare(trained: Path, table: Path, capsys: pytest.Cap
     assert main(["predict", str(trained), *images, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["input"] for row in rows] == images
+    assert all(row["caption"] for row in rows)
     assert main(["predict", str(trained), images[0]]) == 0
-    assert capsys.readouterr().out.startswith(f"{images[0]}: {rows[0]['caption']}"[: len(images[0]) + 2])
+    assert capsys.readouterr().out == f"{images[0]}: {rows[0]['caption']}\n"
     assert main(["compare", str(trained), str(trained)]) == 0
     assert "no clear difference" in capsys.readouterr().out
 
@@ -136,6 +143,58 @@ def test_another_test_set_is_measured_whole(trained: Path, table: Path, capsys: 
     assert main(["eval", str(trained), "--data.root", str(table), "--json"]) == 0
     text = capsys.readouterr().out
     assert json.loads(text[text.index("{") :])["cider"]["n"] == 20
+
+
+def test_another_test_set_may_have_other_columns(
+    trained: Path, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = table.with_name("other.csv")
+    other.write_text("file;befund;text\n00.jpg;Chest, one;\n01.jpg;Chest, two;x\n")
+    words = ["eval", str(trained), "--data.root", str(other), "--json"]
+    assert main([*words, "--data.caption_column", "befund"]) == 0
+    text = capsys.readouterr().out
+    assert json.loads(text[text.index("{") :])["cider"]["n"] == 2
+    coco = {"images": [{"id": 1, "file_name": "00.jpg"}], "annotations": [{"image_id": 1, "caption": "Chest"}]}
+    (table.parent / "notes").mkdir()
+    (table.parent / "notes" / "coco.json").write_text(json.dumps(coco))
+    words = ["eval", str(trained), "--data.root", str(table.parent / "notes" / "coco.json"), "--json"]
+    assert main([*words, "--data.image_folder", str(table.parent)]) == 0
+    text = capsys.readouterr().out
+    assert json.loads(text[text.index("{") :])["cider"]["n"] == 1
+
+
+# ---- other conditions -----------------------------------------------------------------------------
+
+
+def with_wordnet(trained: Path, folder: Path) -> Path:
+    """A copy of a run that says it was scored with a WordNet that is not here."""
+    shutil.copytree(trained, folder)
+    run = read(folder, "run.json")
+    known = run["conditions"]["caption metrics"]
+    parts = ["meteor (exact+stem+synonym, WordNet 9.9)" if "meteor" in part else part for part in known.split("; ")]
+    run["conditions"]["caption metrics"] = "; ".join(parts[:-1] + ["finesight 0.0.1"])
+    (folder / "run.json").write_text(json.dumps(run))
+    return folder
+
+
+def test_another_meteor_is_told_by_eval_and_refused_by_resume(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """With synonyms or without: the two numbers have one name, and stand for different things."""
+    assert main(["eval", str(trained), "--json"]) == 0
+    assert "measured otherwise" not in caplog.text
+    folder = with_wordnet(trained, tmp_path / "run")
+    assert main(["eval", str(folder), "--json"]) == 0
+    assert "meteor (exact+stem+synonym, WordNet 9.9) -> meteor (exact+stem" in caplog.text
+    assert "finesight 0.0.1" not in caplog.text
+    capsys.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert main(["run", "--resume", "--output", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert "the run would be measured otherwise than it was so far" in said
+    assert "WordNet 9.9" in said
+    changed = {path.name for path, time in before.items() if path.is_file() and path.stat().st_mtime_ns != time}
+    assert changed <= {".lock"}
 
 
 def test_a_replay_is_bit_identical(trained: Path) -> None:
@@ -152,15 +211,90 @@ def test_a_continued_run_ends_like_one_that_was_never_stopped(trained: Path, tmp
     assert read(cut.path, "metrics.json") == read(trained, "metrics.json")
 
 
+def test_a_run_killed_within_an_epoch_ends_like_one_that_was_not(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all that is random: order, augmentation, dropout, and words drawn for the captions."""
+    drawn = [
+        "--train.epochs",
+        "2",
+        "--train.save_every",
+        "2",
+        "--augment.flip",
+        "0.5",
+        "--generation.method",
+        "nucleus",
+    ]
+    words = [*words_of(real_data, tmp_path), "--train.accumulation", "2", *drawn]
+    assert main([*words, "--output", str(tmp_path / "whole")]) == 0
+    step, done = Loop.step, []
+
+    def dying(loop: Any, batch: Any) -> Any:
+        if loop.state.step == 9:  # the second epoch begins at 6
+            raise KeyboardInterrupt
+        done.append(loop.state.step)
+        return step(loop, batch)
+
+    monkeypatch.setattr(Loop, "step", dying)
+    assert main([*words, "--output", str(tmp_path / "cut")]) == 130
+    monkeypatch.setattr(Loop, "step", step)
+    newest = sorted(RunFolder(tmp_path / "cut").checkpoints.glob("step-*"))[-1].name
+    assert int(newest.removeprefix("step-")) == 8
+    assert done == list(range(9))
+    assert main(["run", "--resume", "--output", str(tmp_path / "cut")]) == 0
+    for name in ("metrics.json", "history.jsonl"):
+        assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    rows = [pq.read_table(tmp_path / name / "predictions.parquet") for name in ("cut", "whole")]
+    assert rows[0].equals(rows[1])
+
+
 def test_a_users_table_with_a_small_captioner(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From scratch: the tokenizer is learnt, and comes back with the run."""
-    words = ["run", "caption", "--data.root", str(table), "--train.epochs", "1", "--evaluation.resamples", "100"]
-    assert main([*words, "--generation.max_tokens", "8", "--output", str(tmp_path / "run")]) == 0
+    words = ["run", "caption", "--data.root", str(table), "--train.epochs", "4", "--evaluation.resamples", "100"]
+    words += ["--precision", "fp32", "--generation.max_tokens", "8", "--train.batch_size", "2"]
+    assert main([*words, "--output", str(tmp_path / "run")]) == 0
     run = read(tmp_path / "run", "run.json")
     assert any("tokenizer was learnt" in note for note in run["model"]["notes"])
     assert sum(counts["image"] for counts in run["data"]["counts"].values()) == 20
-    assert main(["predict", str(tmp_path / "run"), str(sorted(table.parent.iterdir())[0])]) == 0
-    assert capsys.readouterr().out
+    rows = pq.read_table(tmp_path / "run" / "predictions.parquet").to_pylist()
+    captions = {str(table.parent / row["id"]): row["caption"] for row in rows}
+    assert any(captions.values())
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), *captions]) == 0
+    expected = [f"{path}: {text or '(the model wrote nothing)'}" for path, text in captions.items()]
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_a_few_options_of_evaluation_leave_the_others_as_they_are(table: Path) -> None:
+    """Captions take far more memory than classes: 256 images at once would be too many."""
+    for given in ({}, {"evaluation.resamples": 200}, {"evaluation.level": 0.9}):
+        settings = config.build(CaptioningConfig, config.nest({"data.root": str(table), **given}))
+        assert settings.evaluation.batch_size == 16
+    assert GenerationOptions().max_tokens == CaptionerConfig().longest
+
+
+def test_the_report_says_what_was_cut_and_what_the_scores_can_reach(trained: Path) -> None:
+    """A caption beyond `longest` is not learnt, one beyond `max_tokens` cannot be written."""
+    notes = read(trained, "run.json")["model"]["notes"]
+    assert any(note.startswith("train: ") and "more than 48 tokens; what is behind them is not learnt" in note
+               for note in notes)  # fmt: skip
+    assert any(note.startswith("test: ") and "does not count in the negative log-likelihood" in note for note in notes)
+    (found,) = [note for note in notes if "do not come back word for word" in note]
+    assert found.startswith("8 of 8 validation captions")
+    assert "cut at 16 tokens" in found
+    ((reached, best),) = re.findall(r"CIDEr (\d\.\d\d) there, and the captions themselves (\d+\.\d\d)", found)
+    assert float(reached) < float(best)
+    assert "do not come back word for word" in (trained / "report.html").read_text(encoding="utf-8")
+
+
+def test_controls_are_paired_in_report_and_files(trained: Path) -> None:
+    metrics, text = read(trained, "metrics.json"), (trained / "report.html").read_text(encoding="utf-8")
+    assert set(metrics["improvement"]) == {FREQUENT, NEAREST, SHUFFLED}
+    for control in (FREQUENT, NEAREST, SHUFFLED):
+        assert re.search(rf"{control} \([\d.]+\): <span[^>]*>[^<]*paired difference", text)
+        assert f"Over: {control}" in text
+    assert "measured before training" not in text
+    assert "in earlier states" not in text
 
 
 @pytest.mark.parametrize(
@@ -172,6 +306,9 @@ def test_a_users_table_with_a_small_captioner(table: Path, tmp_path: Path, capsy
         (["caption", "--cache_encoder", "on"], "the image encoder is trained"),
         (["caption", "--model.name", "smal-captioner"], "did you mean 'small-captioner'"),
         (["caption", "--model.image_size", "100"], "no multiple of the patch size 12"),
+        (["caption", "--train.balance", "3"], "train.balance is for classification"),
+        (["caption", "--train.compile", "true"], "train.compile: has no effect here"),
+        (["caption", "--model.revision", "main"], "has no revisions; leave it out"),
     ],
 )
 def test_impossible_options_are_refused_before_work(

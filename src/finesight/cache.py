@@ -33,6 +33,14 @@ def folder(chosen: str | None) -> Path:
     return Path(chosen or os.environ.get("FINESIGHT_CACHE") or Path.home() / ".cache" / "finesight").expanduser()
 
 
+class NoRoom(DataError):
+    """The disk has no room for a cache; `cause` says so without the remedies."""
+
+    def __init__(self, problem: str, cause: str = "") -> None:
+        super().__init__(problem)
+        self.cause = cause
+
+
 def key_of(*parts: str) -> str:
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
@@ -49,7 +57,7 @@ def stored(
     """The array of `key`, built by `fill(array) -> facts` when it is not there yet.
 
     `fill` writes into a memory-mapped array of the given shape; its facts (JSON) are kept beside it.
-    The size is said before anything is written; a disk without room is a `DataError`.
+    The size is said before anything is written; a disk without room is a `NoRoom`, which is a `DataError`.
     """
     path, facts_path = directory / f"{key}.npy", directory / f"{key}.json"
     found = _open(path, shape, dtype)
@@ -64,9 +72,11 @@ def stored(
             f"{directory}: the cache cannot be written: {error.strerror}. Choose another with --data.cache_dir."
         ) from None
     if size > free * 0.9:
-        raise DataError(
-            f"{directory}: {what} need {human_bytes(size)}, {human_bytes(free)} are free. Make room, choose another "
-            "folder with --data.cache_dir, or lower --model.image_size or --data.limit_train."
+        cause = f"{directory}: {what} need {human_bytes(size)}, {human_bytes(free)} are free."
+        raise NoRoom(
+            f"{cause} Make room, choose another folder with --data.cache_dir, or lower --model.image_size or "
+            "--data.limit_train.",
+            cause,
         )
     say(f"Caching {what}: {human_bytes(size)} in {directory}")
     remove_old_leftovers(directory)

@@ -99,6 +99,35 @@ def test_a_column_of_another_name_is_named_and_found(tmp_path: Path) -> None:
         config.build(CaptionsConfig, {"label_column": "label"})
 
 
+def test_the_caption_column_is_found_by_name_in_saved_sets_and_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a column of classes, which are no captions though they are the only ones with names."""
+    import datasets
+
+    from finesight.data import hub
+
+    table(tmp_path)
+    rows = {
+        "image": [str(tmp_path / "pictures" / f"{number:02d}.png") for number in range(12)],
+        "kind": [number % 2 for number in range(12)],
+        "Report": [f"Image, number {number}" for number in range(12)],
+    }
+    made = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    made = made.cast_column("kind", datasets.ClassLabel(names=["chest", "hand"]))
+    made.save_to_disk(tmp_path / "saved")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "_probe", lambda *_: None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(train=made))
+    for root in (str(tmp_path / "saved"), "hub:owner/name"):
+        data = captions.load(CaptionsConfig(root=root), 0)
+        assert sorted(text for part in data.values() for text in part["caption"]) == sorted(rows["Report"])
+    made.rename_column("Report", "captoin").save_to_disk(tmp_path / "misspelt")
+    (problem,) = problems(tmp_path / "misspelt")
+    assert "no caption column found by name; did you mean 'captoin'? Give --data.caption_column" in problem
+    assert load(tmp_path / "misspelt", caption_column="captoin")["train"]["caption"]
+
+
 @pytest.mark.parametrize("name", ["images", "images.zip"])
 def test_images_without_captions_are_refused(tmp_path: Path, name: str) -> None:
     make_folder(tmp_path / "images", ["a.png"])

@@ -130,9 +130,34 @@ def test_every_parameter_that_the_audit_trains_gets_a_gradient(tmp_path: Path, o
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     # The keys' bias moves all scores of a row alike, so its gradient is zero but for rounding.
     assert {name for name in trained - reached if "k_proj.bias" not in name} == set()
-    assert reached <= trained
     assert found.trainable == sum(p.numel() for p in trainable_parameters(model))
     assert not any("pooler" in name for name in trained)
+
+
+@pytest.mark.parametrize("kind", ["pair", "blip", "git"])
+def test_default_targets_are_the_attention_of_the_text_half(tmp_path: Path, kind: str) -> None:
+    """GPT-2's cross-attention has its query apart; the image encoder of GIT gives the same layers other names."""
+    save_existing(kind, tmp_path / "model")
+    model = build(CaptionerConfig(name=str(tmp_path / "model")))
+    found = adapted(model, method="lora", rank=2)
+    leaves = {tuple(name.split(".")[-2:]) for name in found.adapted}
+    assert (
+        leaves
+        == {
+            "pair": {("attn", "c_attn"), ("crossattention", "c_attn"), ("crossattention", "q_attn")},
+            "blip": {("self", "query"), ("self", "value")},
+            "git": {("self", "query"), ("self", "value")},
+        }[kind]
+    )
+    assert not any(name.startswith(f"net.{model.parts.prefix}") for name in found.adapted)
+    assert found.trainable > 0
+
+
+def test_adapters_that_train_nothing_are_refused(tmp_path: Path) -> None:
+    save_existing("pair", tmp_path / "model")
+    model = build(CaptionerConfig(name=str(tmp_path / "model")))
+    with pytest.raises(ModelError, match="adapt.method lora: nothing of .* would be trained"):
+        adapted(model, method="lora", targets=["encoder.pooler.dense"], modules_to_save=["encoder.pooler"])
 
 
 def test_targets_mean_the_text_half_unless_the_encoder_is_named(tmp_path: Path) -> None:
@@ -314,6 +339,56 @@ def test_the_vocabulary_files_of_gpt2_are_a_tokenizer(real_data: Path) -> None:
     assert rows == [[45170, 2124, 12, 2433], [45170, 50256]]  # what was cut has no end
 
 
+def save_bert_words(folder: Path, words: str) -> Path:
+    """A vocabulary of word pieces and the configuration that says how to read it."""
+    from transformers import BertConfig
+
+    BertConfig(vocab_size=len(words.split())).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(words.split()) + "\n", encoding="utf-8")
+    return folder
+
+
+PIECES = "[PAD] [UNK] [CLS] [SEP] [MASK] chest x ray - / . ' 2 5 mg l patient s shows cm nodule a , left [ ] sep"
+
+
+def test_a_special_token_written_in_a_caption_is_letters(tmp_path: Path) -> None:
+    """Read as the token it names, the end would stand within the caption, and be learnt there."""
+    learnt = tokenizers.train(TEXTS, WORDS)
+    end = tokenizers.ends(learnt, "it").end
+    (row,) = tokenizers.encode(learnt, ["no <|endoftext|> finding"], end, 99)
+    assert row.count(end) == 1
+    assert row[-1] == end
+    assert tokenizers.decode(learnt, row[:-1]) == "no <|endoftext|> finding"
+    pieces = tokenizers.load(save_bert_words(tmp_path / "bert", PIECES))
+    (row,) = tokenizers.encode(pieces, ["left [SEP] chest"], pieces.sep_token_id, 99)
+    assert row.count(pieces.sep_token_id) == 1
+    assert tokenizers.decode(pieces, row[:-1]) == "left [ sep ] chest"
+
+
+def test_word_pieces_give_words_back_as_they_were(tmp_path: Path) -> None:
+    """Their own text has "x - ray" and "2. 5 mg / l", other words for every caption score."""
+    pieces = tokenizers.load(save_bert_words(tmp_path / "bert", PIECES))
+    for text in ("chest x-ray shows a 2.5 cm nodule, patient's left.", "5.2 mg/l. 5 cm left"):
+        (row,) = tokenizers.encode(pieces, [text], pieces.sep_token_id, 99)
+        given = pieces.decode(row, skip_special_tokens=True)
+        assert given != text
+        assert tokenizers.decode(pieces, row) == text
+
+
+def test_letters_as_byte_pairs_are_left_as_they_are() -> None:
+    learnt = tokenizers.train(TEXTS, WORDS)
+    for text in ("x - ray", "2. 5", "a / b", "patient ' s"):
+        assert tokenizers.decode(learnt, learnt.encode(text)) == text
+
+
+def test_a_vocabulary_alone_is_no_tokenizer(tmp_path: Path) -> None:
+    folder = save_bert_words(tmp_path / "bert", PIECES)
+    assert len(tokenizers.load(folder)) == len(PIECES.split())
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelError, match="without config.json, says not how texts are cut"):
+        tokenizers.load(folder)
+
+
 def test_a_folder_without_tokenizer_and_one_with_code(tmp_path: Path) -> None:
     save_vit(tmp_path / "vit")
     with pytest.raises(ModelError, match="holds no tokenizer"):
@@ -362,7 +437,9 @@ def test_existing_captioners_load_train_and_write(tmp_path: Path, kind: str) -> 
         assert torch.equal(model.net.state_dict()[name], tensor)
     adapted(model, method="decoder")
     assert model.frozen_encoder
-    assert backward(model) <= {name for name, p in model.named_parameters() if p.requires_grad}
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    # The keys' bias moves all scores of a row alike, so its gradient is zero but for rounding.
+    assert {name for name in trained - backward(model) if "key.bias" not in name} == set()
     model.eval()
     with torch.inference_mode():
         states = model.encode(torch.randn(2, 3, 32, 32))

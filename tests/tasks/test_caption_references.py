@@ -15,7 +15,7 @@ from finesight.engine import Engine
 from finesight.evaluate import evaluate, predict
 from finesight.metrics import captions
 from finesight.metrics.bertscore import NAMES, BertScore
-from finesight.tasks import caption_controls
+from finesight.tasks import caption_controls, caption_splits
 from finesight.tasks.captioning import Captioning, CaptioningConfig
 from finesight.tasks.generation import token_losses
 from tests import pictures
@@ -76,7 +76,7 @@ def test_the_likelihood_is_that_of_all_references(table: Path, tmp_path: Path) -
         states = task.states(batches.take(np.array([row])))
         total, count = 0.0, 0
         for text in texts:
-            tokens = torch.tensor([task._tokens([text], "test")[0]])
+            tokens = torch.tensor(caption_splits.tokens(task, [text], "test"))
             with torch.inference_mode():
                 losses, _ = token_losses(task.model, states, tokens, torch.tensor([tokens.shape[1]]))
             total, count = total + float(losses.double().sum()), count + len(losses)
@@ -89,10 +89,9 @@ def test_the_likelihood_is_that_of_all_references(table: Path, tmp_path: Path) -
 def test_scores_are_those_of_all_references(table: Path, tmp_path: Path, bert: Path) -> None:
     task = prepared(table, tmp_path, **{"evaluation.bertscore": str(bert), "evaluation.bertscore_layer": 2})
     rows = predict(task, "test", task.engine)
-    ids, written = list(task.held_out("test").ids), task._texts(rows)
+    ids, written = list(task.held_out("test").ids), task.texts(rows)
     written[:3] = ["a red dog", "cars", "a cat on the grass"]  # the untrained model shares no word with anything
-    task._texts = lambda _rows: written  # type: ignore[method-assign]
-    task.metric.texts = task._texts
+    task.metric.texts = lambda _rows: written
     found = evaluate(task, {"test": rows}, {"test": ids}, task.config.evaluation, 0, baselines=False)["test"]
     truth = dict(zip(ids, task.references("test"), strict=True))
     assert max(map(len, truth.values())) > 1

@@ -29,13 +29,15 @@ class Audit:
         share = f"{self.trainable / self.total:.2%}" if self.total else "0 %"
         found = [f"Trained: {self.trainable:,} of {self.total:,} parameters ({share})."]
         if self.trainable < self.total:
-            for pattern, names in _families(self.adapted).items():
-                found.append(f"  {names[0]}" if len(names) == 1 else f"  {pattern} ({len(names)} modules)")
-        if self.frozen_random:
-            found.append(f"Random and never trained: {len(self.frozen_random)} tensors:")
-            for pattern, names in _families(self.frozen_random).items():
-                found.append(f"  {names[0]}" if len(names) == 1 else f"  {pattern} ({len(names)} tensors)")
-        return found
+            found += grouped(self.adapted, "modules")
+        return found + self.left_random()
+
+    def left_random(self) -> list[str]:
+        """The random parameters that stay as they are."""
+        if not self.frozen_random:
+            return []
+        count = len(self.frozen_random)
+        return [f"Random and never trained: {count} tensors:", *grouped(self.frozen_random, "tensors")]
 
 
 def audit(model: "nn.Module") -> Audit:
@@ -63,7 +65,15 @@ def plain_name(name: str) -> str:
     return _WRAPPING.sub("", name)
 
 
-def _families(names: list[str]) -> dict[str, list[str]]:
+def grouped(names: list[str], what: str) -> list[str]:
+    """A line for each of `families`: '  h.*.attn (6 modules)', or the name of one that stands alone."""
+    return [
+        f"  {of_family[0]}" if len(of_family) == 1 else f"  {pattern} ({len(of_family)} {what})"
+        for pattern, of_family in families(names).items()
+    ]
+
+
+def families(names: list[str]) -> dict[str, list[str]]:
     """Names grouped by themselves with `*` for each number."""
     groups: dict[str, list[str]] = {}
     for name in names:

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from finesight.adaptation import lora
-from finesight.adaptation.auditing import Audit, _families, audit, plain_name
+from finesight.adaptation.auditing import Audit, audit, families, grouped, plain_name
 from finesight.adaptation.config import AdaptConfig
 from finesight.errors import ModelError
 from finesight.models.weights import listed
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from finesight.models.captioner import Captioner
 
 
@@ -40,22 +38,16 @@ class CaptionAudit(Audit):
         share = 100 * self.trainable / self.total
         found = [f"Trained: {self.trainable:,} of {self.total:,} parameters ({share:.4f} %)."]
         found.append(f"Parameters of {len(self.adapted)} modules will get a gradient:")
-        for pattern, names in _families(self.adapted).items():
-            found.append(f"  {names[0]}" if len(names) == 1 else f"  {pattern} ({len(names)} modules)")
-        return [*found, *super().lines()[1 + self._described :]]
-
-    @property
-    def _described(self) -> int:
-        """Lines that `Audit` spends on the modules."""
-        return len(_families(self.adapted)) if self.trainable < self.total else 0
+        return [*found, *grouped(self.adapted, "modules"), *self.left_random()]
 
 
 def apply(model: "Captioner", config: CaptionAdaptConfig) -> CaptionAudit:
     """Make exactly the parameters trainable that `config` names, in place; returns the audit.
 
     What takes no part in captioning (the pooler of a ViT) is never trained. Raises `ModelError` for LoRA targets
-    that match nothing, and for parameters that are neither pretrained nor trained unless `allow_random_frozen`:
-    new cross-attention of which LoRA adapts a part and leaves the rest random is what report 000 trained.
+    that match nothing, where nothing at all would be trained, and for parameters that are neither pretrained nor
+    trained unless `allow_random_frozen`: new cross-attention of which LoRA adapts a part and leaves the rest random
+    is what report 000 trained.
     """
     net, prefix = model.net, model.parts.prefix
     if config.method == "lora":
@@ -68,6 +60,11 @@ def apply(model: "Captioner", config: CaptionAdaptConfig) -> CaptionAudit:
             parameter.requires_grad_(False)
     found = audit(model)
     found = CaptionAudit(**{field.name: getattr(found, field.name) for field in fields(found)})
+    if not found.trainable:
+        raise ModelError(
+            f"adapt.method {config.method}: nothing of {model.spec.name} would be trained. Give other "
+            "adapt.targets, or adapt.method full."
+        )
     if found.frozen_random and not config.allow_random_frozen:
         raise ModelError(_refusal(model, config, found))
     model.train(model.training)
@@ -81,7 +78,7 @@ def targets(model: "Captioner", config: CaptionAdaptConfig) -> list[str]:
     """
     prefix = model.parts.prefix
     if config.targets is None:
-        names = [name for name in lora.attention_projections(_text_half(model)) if not name.startswith(prefix)]
+        names = lora.attention_projections(model.net, without=prefix)
     else:
         names = []
         for target in config.targets:
@@ -98,21 +95,10 @@ def targets(model: "Captioner", config: CaptionAdaptConfig) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _text_half(model: "Captioner") -> "nn.Module":
-    """The network with the image encoder out of sight."""
-    from torch import nn
-
-    half = nn.Module()
-    for name, module in model.net.named_children():
-        if f"{name}." != model.parts.prefix:
-            half.add_module(name, module)
-    return half
-
-
 def _refusal(model: "Captioner", config: CaptionAdaptConfig, found: Audit) -> str:
     sizes = {plain_name(name): p.numel() for name, p in model.named_parameters() if not p.requires_grad}
     count = sum(sizes[name] for name in found.frozen_random)
-    kinds = [f"{pattern} ({len(names)} tensors)" for pattern, names in _families(found.frozen_random).items()]
+    kinds = [f"{pattern} ({len(names)} tensors)" for pattern, names in families(found.frozen_random).items()]
     modules = list(dict.fromkeys(_module(name) for name in found.frozen_random))
     if config.method == "lora" and len(modules) <= 4:
         remedy = f"Train them too: --adapt.modules_to_save {','.join([*(config.modules_to_save or []), *modules])}"

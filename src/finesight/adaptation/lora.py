@@ -21,7 +21,7 @@ ATTENTION = (
     ("q_lin", "v_lin"),
     ("q", "v"),
     ("qkv",),
-    ("c_attn",),
+    ("c_attn", "q_attn"),  # GPT-2: q, k and v in one; the query of its cross-attention stands apart
 )
 
 
@@ -81,9 +81,14 @@ def _within(name: str, modules: list[str]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
-def attention_projections(backbone: "nn.Module") -> list[str]:
-    """Names of the attention query and value projections (or the fused one), found by listing the modules."""
-    layers = _wrappable(backbone)
+def attention_projections(backbone: "nn.Module", without: str | None = None) -> list[str]:
+    """Names of the attention query and value projections (or the fused one), found by listing the modules.
+
+    Those that begin with `without` are as if they were not there: another part may give the same layers other names.
+    """
+    layers = {
+        name: kind for name, kind in _wrappable(backbone).items() if without is None or not name.startswith(without)
+    }
     linear = [name for name, kind in layers.items() if kind in ("Linear", "Conv1D")]
     for leaves in ATTENTION:
         found = [name for name in linear if name.rpartition(".")[2] in leaves]

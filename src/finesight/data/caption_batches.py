@@ -1,7 +1,6 @@
 """Batches of images and token rows in which captions of similar length stand together."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from finesight.data import draws as drawing
 from finesight.data.batches import ORDER, Batch, Batches
+from finesight.data.transforms import AugmentConfig
 
 CHUNK = 32
 """Batches whose captions are sorted together; more would make an epoch less random, fewer pad more."""
@@ -28,10 +28,20 @@ class CaptionBatches(Batches):
     """
 
     def __init__(
-        self, ids: Sequence[str], columns: dict[str, Tensor], captions: Sequence[Sequence[int]], *, bucketed: bool,
-        counts: Sequence[int] | None = None, **options: Any,
-    ) -> None:  # fmt: skip
-        super().__init__(ids, columns, **options)
+        self,
+        ids: Sequence[str],
+        columns: dict[str, Tensor],
+        captions: Sequence[Sequence[int]],
+        *,
+        bucketed: bool,
+        batch_size: int,
+        counts: Sequence[int] | None = None,
+        seed: int = 0,
+        augment: AugmentConfig | None = None,
+        size: int | None = None,
+        workers: int = 0,
+    ) -> None:
+        super().__init__(ids, columns, batch_size=batch_size, seed=seed, augment=augment, size=size, workers=workers)
         self.bucketed = bucketed
         self.counts = np.array([1] * len(ids) if counts is None else counts, np.int64)
         self.starts = np.cumsum(self.counts) - self.counts

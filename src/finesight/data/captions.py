@@ -1,11 +1,10 @@
 """Images with captions, one or more each: a folder in the layout of ROCOv2, a table, or the JSON of COCO."""
 
 import ast
-import csv
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from finesight.config import nearest
-from finesight.data import coco_captions, groups, hub, loading, rocov2, splits
+from finesight.data import coco_captions, hub, loading, rocov2
 from finesight.data.config import DataConfig
 from finesight.data.problems import examples
-from finesight.data.samples import Samples, take_rows
+from finesight.data.samples import Samples
+from finesight.data.tables import Wanted
 from finesight.data.unlabelled import CLASSES, check
 from finesight.errors import DataError
 
 CAPTION_NAMES = ("caption", "captions", "text", "description", "report", "findings", "sentence", "title", "sentences")
+_CAPTIONS = Wanted("caption", CAPTION_NAMES, several=True)
 _FORMS = (
     "a folder in the layout of ROCOv2 (train_images.zip beside train_captions.csv), a .csv, .tsv, .jsonl or "
     ".parquet table with the path of an image and a caption, or a list of them, in each row, or a .json of COCO"
@@ -97,21 +97,7 @@ def load(config: CaptionsConfig, seed: int) -> datasets.DatasetDict:
     if config.splits == "given":
         _refuse_torn(samples, image, first, str(config.root))
     check(replace(samples, ids=[samples.ids[row] for row in first]), str(config.root))
-    group = _groups(samples, image, first, config.group)
-    dataset = _one_row_each(samples, group, first)
-    if config.near_duplicates == "group":
-        from finesight.data.duplicates import near_duplicate_groups
-
-        alike = near_duplicate_groups(dataset, config.sixteen_bit)
-        group = groups.merge(group, [alike[number] for number in image])
-        dataset = _one_row_each(samples, group, first)
-    dataset = _with_captions(dataset, texts, image)
-    # In the order of ids, so that nothing depends on how a source was listed.
-    order = np.array(sorted(range(len(first)), key=lambda number: samples.ids[first[number]]))
-    given = samples.splits and [samples.splits[first[number]] for number in order]
-    found = [group[first[number]] for number in order]
-    rows = splits.decide(samples.labels[first], found, given, config, seed)
-    return datasets.DatasetDict({name: take_rows(dataset, order[rows[name]]) for name in splits.NAMES})
+    return loading.split_samples(samples, config, seed, image, _columns(texts, image))
 
 
 def load_test(config: CaptionsConfig, classes: list[str]) -> datasets.Dataset:
@@ -122,13 +108,9 @@ def load_test(config: CaptionsConfig, classes: list[str]) -> datasets.Dataset:
     samples, texts = _read(config)
     image, first = _images(samples)
     samples = replace(_named_alike(samples, image), classes=list(classes))
-    dataset = _one_row_each(samples, _groups(samples, image, first, config.group), first)
-    numbers = list(range(len(first)))
     if samples.splits is not None and "test" in samples.splits:
         _refuse_torn(samples, image, first, str(config.root))
-        numbers = [number for number in numbers if samples.splits[first[number]] == "test"]
-    order = sorted(numbers, key=lambda number: samples.ids[first[number]])
-    return take_rows(_with_captions(dataset, texts, image), np.array(order))
+    return loading.only_test(samples, config, image, _columns(texts, image))
 
 
 def texts_of(dataset: datasets.Dataset) -> list[list[str]]:
@@ -159,27 +141,14 @@ def _named_alike(samples: Samples, image: NDArray[np.int64]) -> Samples:
     return replace(samples, ids=[names[number] for number in image.tolist()])
 
 
-def _groups(samples: Samples, image: NDArray[np.int64], first: NDArray[np.int64], rule: str | None) -> list[str]:
-    """The group of each row; groups that share an image are one."""
-    found = groups.resolve(samples, rule)
-    return found if len(first) == len(image) else groups.merge(found, image.tolist())
-
-
-def _one_row_each(samples: Samples, group: list[str], first: NDArray[np.int64]) -> datasets.Dataset:
-    dataset = samples.to_dataset(group)
-    return dataset if len(first) == len(samples.ids) else take_rows(dataset, first)
-
-
-def _with_captions(
-    dataset: datasets.Dataset, texts: Sequence[Sequence[str]], image: NDArray[np.int64]
-) -> datasets.Dataset:
+def _columns(texts: list[list[str]], image: NDArray[np.int64]) -> dict[str, list[Any]]:
     """The column `caption`, or `captions` where an image has several; `texts` are those of each row."""
-    found: list[list[str]] = [[] for _ in range(len(dataset))]
+    found: list[list[str]] = [[] for _ in range(image.max(initial=-1) + 1)]
     for number, of_row in zip(image.tolist(), texts, strict=True):
         found[number] += of_row
     if max(map(len, found), default=1) == 1:
-        return dataset.add_column("caption", [text for (text,) in found])
-    return dataset.add_column("captions", list(map(sorted, found)))
+        return {"caption": [text for (text,) in found]}
+    return {"captions": list(map(sorted, found))}
 
 
 def _refuse_torn(samples: Samples, image: NDArray[np.int64], first: NDArray[np.int64], root: str) -> None:
@@ -215,11 +184,11 @@ def _read(config: CaptionsConfig) -> tuple[Samples, list[list[str]]]:
 def _from_table(config: CaptionsConfig, path: Path) -> tuple[Samples, list[list[str]]]:
     """A source with columns, read as if the captions were its classes: a class is a text that must not be empty."""
     coco = path.suffix.lower() == ".json" and path.is_file()
-    column = coco_captions.COLUMN if coco else config.caption_column or _usual_column(path)
-    as_labels = DataConfig(**config.model_dump(include=set(DataConfig.model_fields)) | {"label_column": column})
+    options = config.model_dump(include=set(DataConfig.model_fields)) | {"label_column": config.caption_column}
+    as_labels = DataConfig(**options)
     try:
         samples = (
-            coco_captions.read(path, as_labels, config.image_folder) if coco else loading.read(as_labels, several=True)
+            coco_captions.read(path, as_labels, config.image_folder) if coco else loading.read(as_labels, _CAPTIONS)
         )
     except DataError as error:
         raise DataError(*map(_about_captions, error.problems)) from None
@@ -251,33 +220,3 @@ def _about_captions(problem: str) -> str:
     problem = problem.replace("--data.label_column", "--data.caption_column").replace("label column", "caption column")
     problem = problem.replace("the label is missing", "the caption is empty; write one, or remove the row")
     return problem.replace("ids must be unique", "two images cannot share an id")
-
-
-def _usual_column(path: Path) -> str:
-    """The column of the captions by its usual names; raises `DataError` where there is none, or only an unlike one."""
-    columns = _columns(path)
-    lower = {name.lower(): name for name in reversed(columns)}
-    found = next((lower[name] for name in CAPTION_NAMES if name in lower), None)
-    if found is None and columns:
-        hint = nearest("caption", columns) or "."
-        raise DataError(
-            f"{path}: no caption column found by name{hint} Give --data.caption_column. Columns: {', '.join(columns)}."
-        )
-    return found or CAPTION_NAMES[0]  # what is wrong with an unreadable table is explained where it is read
-
-
-def _columns(path: Path) -> list[str]:
-    """The names of a table's columns; none where it cannot be read."""
-    kind = path.suffix.lower()
-    try:
-        if kind in (".parquet", ".pq"):
-            import pyarrow.parquet as pq
-
-            return list(pq.read_schema(path).names)
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            line = file.readline()
-        if kind in (".jsonl", ".ndjson"):
-            return list(json.loads(line))
-        return [name.strip() for name in next(csv.reader([line], delimiter=max(",;\t", key=line.count)), [])]
-    except (OSError, ValueError, TypeError, csv.Error):
-        return []

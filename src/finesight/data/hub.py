@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from finesight.data.config import DataConfig
 from finesight.data.problems import refuse
 from finesight.data.samples import SPLITS, Samples, encode, numbered_ids, path_images
-from finesight.data.tables import LABEL_NAMES, cell_text, from_columns, pick_columns
+from finesight.data.tables import LABEL_NAMES, LABELS, Wanted, cell_text, from_columns, pick_columns
 from finesight.errors import DataError
 
 _PROBE_SECONDS = 5.0
@@ -38,7 +38,7 @@ class _Part(NamedTuple):
     features: datasets.Features
 
 
-def read_hub(name: str, config: DataConfig) -> Samples:
+def read_hub(name: str, config: DataConfig, wanted: Wanted = LABELS) -> Samples:
     """Samples of `OWNER/NAME` or `OWNER/NAME/CONFIGURATION` at `config.revision`.
 
     Without network a cached copy is used; if there is none, a `DataError` says within seconds what to do.
@@ -59,7 +59,7 @@ def read_hub(name: str, config: DataConfig) -> Samples:
         raise DataError(f"hub:{name}: cannot be loaded ({cause}). {_WAY}.") from None
     if unreachable and config.revision not in (None, "main"):
         _check_cached(loaded, name, str(config.revision))
-    return _from_datasets(loaded, f"hub:{name}", config)
+    return _from_datasets(loaded, f"hub:{name}", config, wanted)
 
 
 def is_saved(folder: Path) -> bool:
@@ -69,31 +69,28 @@ def is_saved(folder: Path) -> bool:
     )
 
 
-def read_saved(folder: Path, config: DataConfig) -> Samples:
+def read_saved(folder: Path, config: DataConfig, wanted: Wanted = LABELS) -> Samples:
     """Samples of a folder written by `save_to_disk`. Raises `DataError`."""
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:  # damaged JSON or Arrow files raise nearly anything
         raise DataError(f"{folder}: damaged ({' '.join(str(error).split())[:300]}). Save it anew.") from None
-    return _from_datasets(loaded, str(folder), config)
+    return _from_datasets(loaded, str(folder), config, wanted)
 
 
-def read_parquet(path: Path, config: DataConfig, *, several: bool = False) -> Samples:
-    """Samples of a parquet table with image paths, or with the images themselves as the Hub stores them.
-
-    `several`: as in `tables.read_table`.
-    """
+def read_parquet(path: Path, config: DataConfig, wanted: Wanted = LABELS) -> Samples:
+    """Samples of a parquet table with image paths, or with the images themselves as the Hub stores them."""
     try:
         table = _plain(pq.read_table(path, memory_map=True))
         features = datasets.Features.from_arrow_schema(table.schema)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path}: not a readable parquet file ({error}). Copy or write it anew.") from None
-    image, label = _pick(str(path), features, config)
+    image, label = _pick(str(path), features, config, wanted)
     if not _is_text(table.schema.field(image).type):
-        return _from_parts([_Part("", table, features)], str(path), config)
+        return _from_parts([_Part("", table, features)], str(path), config, wanted)
     columns = {name: table[name].to_pylist() for name in table.column_names}
     names = features[label].names if isinstance(features[label], datasets.ClassLabel) else None
-    return from_columns(path, range(1, len(table) + 1), columns, config, [], names, several=several)
+    return from_columns(path, range(1, len(table) + 1), columns, config, [], names, wanted=wanted)
 
 
 def _plain(table: pa.Table) -> pa.Table:
@@ -145,7 +142,9 @@ def _check_cached(loaded: datasets.DatasetDict, name: str, revision: str) -> Non
         )
 
 
-def _from_datasets(loaded: datasets.Dataset | datasets.DatasetDict, source: str, config: DataConfig) -> Samples:
+def _from_datasets(
+    loaded: datasets.Dataset | datasets.DatasetDict, source: str, config: DataConfig, wanted: Wanted
+) -> Samples:
     named = loaded if isinstance(loaded, dict) else {"": loaded}
     if len(named) > 1 and config.splits == "given":
         left_out = [split for split in named if split.lower() not in SPLITS]
@@ -159,11 +158,11 @@ def _from_datasets(loaded: datasets.Dataset | datasets.DatasetDict, source: str,
     if not named:
         raise DataError(f"{source}: has no split named {', '.join(SPLITS)}. Give --data.splits new.")
     parts = [_Part(split, part.with_format("arrow")[:], part.features) for split, part in sorted(named.items())]
-    return _from_parts(parts, source, config)
+    return _from_parts(parts, source, config, wanted)
 
 
-def _from_parts(parts: list[_Part], source: str, config: DataConfig) -> Samples:
-    image, label = _pick(source, parts[0].features, config)
+def _from_parts(parts: list[_Part], source: str, config: DataConfig, wanted: Wanted) -> Samples:
+    image, label = _pick(source, parts[0].features, config, wanted)
     problems = [
         f"{source}: split {part.split!r} has other columns or classes than {parts[0].split!r}."
         for part in parts[1:]
@@ -184,16 +183,16 @@ def _from_parts(parts: list[_Part], source: str, config: DataConfig) -> Samples:
     return Samples(ids, labels, classes, images, splits, groups, columns=list(parts[0].features))
 
 
-def _pick(source: str, features: datasets.Features, config: DataConfig) -> tuple[str, str]:
+def _pick(source: str, features: datasets.Features, config: DataConfig, wanted: Wanted) -> tuple[str, str]:
     """By the configured name, by the usual names, or the only column of the fitting type."""
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     update = {}
     if config.image_column is None and len(images) == 1:
         update["image_column"] = images[0]
-    if config.label_column is None and len(labels) == 1 and not set(LABEL_NAMES) & set(features):
+    if wanted is LABELS and config.label_column is None and len(labels) == 1 and not set(LABEL_NAMES) & set(features):
         update["label_column"] = labels[0]
-    return pick_columns(source, list(features), config.model_copy(update=update))
+    return pick_columns(source, list(features), config.model_copy(update=update), wanted)
 
 
 def _labels(parts: list[_Part], column: str, source: str) -> tuple[np.ndarray, list[str]]:

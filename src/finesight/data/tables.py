@@ -11,7 +11,10 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from finesight.config import nearest
 from finesight.data.config import DataConfig
@@ -24,15 +27,27 @@ LABEL_NAMES = ["label", "class", "category", "target", "labels", "class_name", "
 Columns = dict[str, list[Any]]
 
 
-def read_table(path: Path, config: DataConfig, *, several: bool = False) -> Samples:
-    """Samples of a table; ids are the `id` column or the paths. Raises one `DataError` with every bad row.
+class Wanted(NamedTuple):
+    """What is read of a row beside its image, from the column `DataConfig.label_column` or one of the usual `names`.
 
-    With `several` an image may stand in several rows, each of them a sample, also under one id.
+    `kind` is what messages call it. With `several` an image may stand in several rows, each of them a sample, also
+    under one id.
     """
+
+    kind: str
+    names: Sequence[str]
+    several: bool = False
+
+
+LABELS = Wanted("label", LABEL_NAMES)
+
+
+def read_table(path: Path, config: DataConfig, wanted: Wanted = LABELS) -> Samples:
+    """Samples of a table; ids are the `id` column or the paths. Raises one `DataError` with every bad row."""
     reader = {".jsonl": _read_jsonl, ".ndjson": _read_jsonl}.get(path.suffix.lower(), _read_csv)
     problems: list[str] = []
     rows, columns = reader(path, problems)
-    return from_columns(path, rows, columns, config, problems, several=several)
+    return from_columns(path, rows, columns, config, problems, wanted=wanted)
 
 
 def from_columns(
@@ -43,14 +58,13 @@ def from_columns(
     problems: list[str],
     class_names: list[str] | None = None,
     *,
-    several: bool = False,
+    wanted: Wanted = LABELS,
 ) -> Samples:
     """Check and convert the columns of a table.
 
-    `rows`: the row or line numbers for messages. `class_names`: where labels are numbers of these. `several`: as
-    in `read_table`.
+    `rows`: the row or line numbers for messages. `class_names`: where labels are numbers of these.
     """
-    image, label = pick_columns(str(path), list(columns), config)
+    image, label = pick_columns(str(path), list(columns), config, wanted)
     table = _Table(path, rows, columns, problems)
     paths = table.paths(columns[image])
     labels = table.labels(columns[label], class_names)
@@ -59,7 +73,7 @@ def from_columns(
     groups = _named(columns, config.group)
     groups = table.texts(groups, "group") if groups is not None else None
     ids = table.texts(columns[by_name["id"]], "id") if "id" in by_name else table.relative(paths)
-    table.unique(ids, paths if several else ids)
+    table.unique(ids, paths if wanted.several else ids)
     refuse(problems)
     if not ids:
         raise DataError(f"{path}: holds no rows.")
@@ -68,13 +82,13 @@ def from_columns(
     return Samples(ids, numbers, classes, path_images(paths), splits, groups, folders, list(columns))
 
 
-def pick_columns(source: str, names: list[str], config: DataConfig) -> tuple[str, str]:
+def pick_columns(source: str, names: list[str], config: DataConfig, wanted: Wanted = LABELS) -> tuple[str, str]:
     """The image and the label column, as configured or by their usual names. Raises `DataError`."""
     problems: list[str] = []
     found = []
     for kind, asked, usual in (
         ("image", config.image_column, IMAGE_NAMES),
-        ("label", config.label_column, LABEL_NAMES),
+        (wanted.kind, config.label_column, wanted.names),
     ):
         lower = {name.lower(): name for name in reversed(names)}
         if asked is not None:
@@ -82,7 +96,8 @@ def pick_columns(source: str, names: list[str], config: DataConfig) -> tuple[str
             hint = f"no column {asked!r}{nearest(asked, names)}"
         else:
             match = next((lower[name] for name in usual if name in lower), None)
-            hint = f"no {kind} column found by name; give --data.{kind}_column"
+            near = nearest(kind, names)
+            hint = f"no {kind} column found by name{f'{near} Give' if near else '; give'} --data.{kind}_column"
         if match is None:
             problems.append(f"{source}: {hint}. Columns: {', '.join(names) or 'none'}.")
         found.append(match or "")
@@ -171,14 +186,36 @@ def cell_text(value: Any) -> str | None:
     return str(value).strip() or None
 
 
+def text_columns(path: Path) -> list[str]:
+    """The columns of a table that may hold paths; none where it is no table or cannot be read."""
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".pq") or not path.is_file():
+        return []
+    try:
+        if kind in (".parquet", ".pq"):
+            return [column.name for column in pq.read_schema(path) if pa.types.is_string(column.type)]
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+            line = file.readline()
+        return list(json.loads(line)) if kind in (".jsonl", ".ndjson") else _header(_cells(line))
+    except (OSError, ValueError, TypeError, csv.Error, pa.ArrowException):
+        return []  # what is wrong with it is explained where it is read
+
+
+def _cells(text: str) -> Any:
+    """The rows of a CSV, cut at the sign that its first line has most of. (Its type has no public name.)"""
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+
+
+def _header(reader: Any) -> list[str]:
+    return [name.strip() for name in next(reader, [])]
+
+
 def _read_csv(path: Path, problems: list[str]) -> tuple[list[int], Columns]:
-    text = _read_text(path)
-    first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
     rows: list[int] = []
     cells: list[list[str]] = []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    header = [name.strip() for name in next(reader, [])]
+    reader = _cells(_read_text(path))
+    header = _header(reader)
     if len(set(header)) < len(header):
         raise DataError(f"{path}: the header names a column twice: {', '.join(header)}.")
     try:

@@ -1,8 +1,6 @@
 """Images without labels, for tasks that reconstruct them: whatever a source says about classes is dropped."""
 
-import csv
 import hashlib
-import json
 import logging
 import os
 from collections import Counter
@@ -13,9 +11,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from finesight.data import (
@@ -29,7 +25,6 @@ from finesight.data import (
     mnist,
     mnist_m,
     rocov2,
-    splits,
     tables,
 )
 from finesight.data.config import DataConfig
@@ -102,18 +97,7 @@ def load(config: ImagesConfig, seed: int) -> datasets.DatasetDict:
     """
     samples = _read(config, _root_takes(config))
     check(samples, str(config.root))
-    group = groups.resolve(samples, config.group)
-    dataset = samples.to_dataset(group)
-    if config.near_duplicates == "group":
-        from finesight.data.duplicates import near_duplicate_groups
-
-        group = groups.merge(group, near_duplicate_groups(dataset, config.sixteen_bit))
-        dataset = samples.to_dataset(group)
-    # In the order of ids, so that nothing depends on how a source was listed.
-    order = np.array(sorted(range(len(samples.ids)), key=samples.ids.__getitem__))
-    given = samples.splits and [samples.splits[row] for row in order]
-    rows = splits.decide(samples.labels, [group[row] for row in order], given, config, seed)
-    found = datasets.DatasetDict({name: take_rows(dataset, order[rows[name]]) for name in splits.NAMES})
+    found = loading.split_samples(samples, config, seed)
     if isinstance(config, AutoencodingDataConfig) and config.anomalies is not None:
         found[ANOMALIES] = _anomalies(config, samples)
     return found
@@ -124,12 +108,7 @@ def load_test(config: ImagesConfig, classes: list[str]) -> datasets.Dataset:
 
     For measuring a finished model on other data. Raises `DataError`.
     """
-    samples = replace(_read(config, _root_takes(config)), classes=list(classes))
-    group = groups.resolve(samples, config.group)
-    rows = list(range(len(samples.ids)))
-    if samples.splits is not None and "test" in samples.splits:
-        rows = [row for row in rows if samples.splits[row] == "test"]
-    return take_rows(samples.to_dataset(group), np.array(sorted(rows, key=samples.ids.__getitem__)))
+    return loading.only_test(replace(_read(config, _root_takes(config)), classes=list(classes)), config)
 
 
 def _root_takes(config: ImagesConfig) -> kvasir.Which:
@@ -165,30 +144,13 @@ def _holds_files(path: Path) -> bool:
 def _tolerant(config: DataConfig, path: Path) -> DataConfig:
     """The options under which a table of paths is read whether it has labels or not."""
     # The column of the paths stands in for the labels: it is there, and full, in every readable table.
-    columns = _text_columns(path)
+    columns = tables.text_columns(path)
     lower = {name.lower(): name for name in reversed(columns)}
     usual = next((lower[name] for name in tables.IMAGE_NAMES if name in lower), None)
     column = config.image_column or usual
     if column is None or column not in columns:
         return config
     return config.model_copy(update={"image_column": column, "label_column": column})
-
-
-def _text_columns(path: Path) -> list[str]:
-    """The columns of a table that may hold paths; none where it is no table or cannot be read."""
-    kind = path.suffix.lower()
-    if kind not in (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".pq") or not path.is_file():
-        return []
-    try:
-        if kind in (".parquet", ".pq"):
-            return [column.name for column in pq.read_schema(path) if pa.types.is_string(column.type)]
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            line = file.readline()
-        if kind in (".jsonl", ".ndjson"):
-            return list(json.loads(line))
-        return [name.strip() for name in next(csv.reader([line], delimiter=max(",;\t", key=line.count)), [])]
-    except (OSError, ValueError, TypeError, csv.Error, pa.ArrowException):
-        return []  # what is wrong with it is explained where it is read
 
 
 def check(samples: Samples, root: str) -> None:

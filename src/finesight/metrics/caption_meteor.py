@@ -44,7 +44,7 @@ _rank = itemgetter(0, 1, 2, 3)
 
 
 class _Matches(dict[str, float]):
-    """Weight of a word with another, found when first asked for."""
+    """Weight of a word with another, found when first asked for; only matches are kept, for few of all pairs match."""
 
     def __init__(self, word: str, wordnet: WordNet | None) -> None:
         self.word = word
@@ -58,7 +58,8 @@ class _Matches(dict[str, float]):
             weight = STEM
         elif self.wordnet and not self.wordnet.synonyms(self.word).isdisjoint(self.wordnet.synonyms(other)):
             weight = SYNONYM
-        self[other] = weight
+        if weight:
+            self[other] = weight
         return weight
 
 

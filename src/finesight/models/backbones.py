@@ -87,7 +87,8 @@ def _architecture(spec: Spec) -> Classifier:
         whole = models.PixelDAClassifier(count, size)
     elif spec.name == "resnet20":
         net = models.resnet20(count)
-        head, net.linear = net.linear, nn.Identity()
+        head = net.linear
+        net.set_submodule("linear", nn.Identity())
         return Classifier(net, head, spec)
     elif spec.name == "inception-v3":
         whole = models.inception_v3(count, options["hidden"], **dropout)

@@ -1,71 +1,26 @@
 """From a configured name to the network of a captioner: named architectures, pairs, existing captioners."""
 
 import inspect
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, field_validator
 from torch import nn
 
-from finesight.config import Section, nearest
 from finesight.errors import ModelError
-from finesight.models import hub, tokenizers
 from finesight.models import pretrained as folders
+from finesight.models import tokenizers
+from finesight.models.backbones import local_or_fetched
+from finesight.models.caption_config import NAMED, CaptionerConfig, names, revisions
 from finesight.models.caption_parts import KINDS
+from finesight.models.caption_probe import TRANSFORMERS
 from finesight.models.pretrained import IMAGENET, Preprocessing
 from finesight.models.weights import check_folder, listed
 
 WHAT = "a captioner"
-NAMED: Mapping[str, tuple[dict[str, int], dict[str, int]]] = {
-    "small-captioner": (
-        {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512,
-         "image_size": 96, "patch_size": 12},
-        {"n_embd": 128, "n_layer": 3, "n_head": 4, "n_positions": 256, "vocab_size": 2048},
-    ),
-    "vit-base+distilgpt2": ({}, {"n_layer": 6}),
-}  # fmt: skip
-"""What differs from ViT base and from GPT-2; both halves begin with random weights."""
-
-
-class CaptionerConfig(Section):
-    """Which captioner, and from where its weights come."""
-
-    name: str = Field(
-        "small-captioner",
-        min_length=1,
-        description=f"{', '.join(NAMED)} (random weights); ENCODER+LANGUAGE_MODEL, each a local folder or a Hub id; or "
-        "one existing captioner (a pair saved as one model, BLIP, GIT)",
-    )
-    tokenizer: str | None = Field(
-        None,
-        description="Folder of a tokenizer (or of GPT-2's vocabulary files); that of the language model if none, and "
-        "one learnt from the training captions for random weights",
-    )
-    revision: str | None = Field(None, description="Commit, tag or branch of an existing captioner on the Hub")
-    pretrained: bool = Field(True, description="false takes only the architecture of folders and Hub models")
-    image_size: int | None = Field(
-        None, ge=8, description="Side of the square input in pixels, where weights are random; the model's own if none"
-    )
-    longest: int = Field(128, ge=4, description="Tokens of a training caption; what is behind them is cut off")
-    attention: Literal["auto", "eager", "sdpa"] = Field("auto", description="auto is eager on a CPU, sdpa on a GPU")
-
-    @field_validator("name", "tokenizer")
-    @classmethod
-    def _whole_paths(cls, value: str | None) -> str | None:
-        """Folders made absolute, both of a pair, so that the run can be continued from anywhere."""
-        if value is None or value in NAMED or Path(value).expanduser().is_dir():
-            return value if value is None or value in NAMED else str(Path(value).expanduser().absolute())
-        parts = [Path(part.strip()).expanduser() for part in value.split("+")]
-        names = [
-            str(path.absolute()) if path.is_dir() else part.strip()
-            for path, part in zip(parts, value.split("+"), strict=True)
-        ]
-        return "+".join(names)
 
 
 def named(config: CaptionerConfig) -> tuple[nn.Module, Preprocessing]:
@@ -116,12 +71,14 @@ def pair(config: CaptionerConfig, notes: list[str]) -> tuple[nn.Module, Preproce
 
     if config.name.count("+") != 1:
         raise ModelError(f"model.name {config.name!r}: a pair is ENCODER+LANGUAGE_MODEL, with one plus sign.")
-    image, text = (_folder(part, config, text=bool(place)) for place, part in enumerate(config.name.split("+")))
+    first, second = zip(names(config), revisions(config), strict=True)
+    image, text = _folder(*first, config, text=False), _folder(*second, config, text=True)
     tokenizer = None if config.tokenizer is not None else tokenizers.load(text)
     shown = folders.settings_of(image, "an image encoder")
     preprocessing = folders.preprocessing(image, shown, notes)
     spoken = folders.settings_of(text, "a language model")
     spoken.is_decoder = spoken.add_cross_attention = True
+    _refuse_maps(image, getattr(shown, "vision_config", shown))
     if not config.pretrained:
         shown = getattr(shown, "vision_config", shown)
         shown.image_size = _size(config, shown)
@@ -135,6 +92,15 @@ def pair(config: CaptionerConfig, notes: list[str]) -> tuple[nn.Module, Preproce
     fresh = [f"net.decoder.{name}" for name in random]
     fresh += ["net.enc_to_dec_proj"] if hasattr(net, "enc_to_dec_proj") else []
     return net, preprocessing, tokenizer, tuple(fresh)
+
+
+def _refuse_maps(folder: Path, settings: Any) -> None:
+    """Raise `ModelError` for an encoder whose outputs have no one width, as those of convolutional networks."""
+    if not isinstance(getattr(settings, "hidden_size", None), int):
+        raise ModelError(
+            f"{folder}: a {settings.model_type} model has no hidden_size: it makes maps of features, and not a row of "
+            f"states that words could look at. {TRANSFORMERS}"
+        )
 
 
 def _encoder(folder: Path, settings: Any, config: CaptionerConfig, notes: list[str]) -> Any:
@@ -183,7 +149,7 @@ def existing(config: CaptionerConfig, notes: list[str]) -> tuple[nn.Module, Prep
     """A captioner that is one model already."""
     from transformers import AutoModelForImageTextToText
 
-    folder = _folder(config.name, config, text=True)
+    folder = _folder(config.name, config.revision, config, text=True)
     settings = folders.settings_of(folder, WHAT)
     if settings.model_type not in KINDS:
         raise ModelError(
@@ -191,10 +157,9 @@ def existing(config: CaptionerConfig, notes: list[str]) -> tuple[nn.Module, Prep
             "--model.name ENCODER+LANGUAGE_MODEL."
         )
     tokenizer = None if config.tokenizer is not None else tokenizers.load(folder)
-    arguments: dict[str, Any] = {"kind": settings.model_type}
-    start = settings.text_config.bos_token_id if settings.model_type == "blip" else None
-    start = getattr(settings, "decoder_start_token_id", None) if start is None else start
-    arguments |= {} if start is None else {"start": start}
+    _note_habits(folder, notes)
+    start = _start(folder, settings)
+    arguments = {"kind": settings.model_type} | ({} if start is None else {"start": start})
     vision = getattr(settings, "encoder", None) or settings.vision_config
     preprocessing = folders.preprocessing(folder, vision, notes)
     if not config.pretrained:
@@ -207,7 +172,7 @@ def existing(config: CaptionerConfig, notes: list[str]) -> tuple[nn.Module, Prep
         )
     _own_size(config, preprocessing)
     net, missing, unused = folders.from_weights(AutoModelForImageTextToText, folder, config.attention, WHAT)
-    lost = sorted(name for name in missing if not any(word in name for word in KINDS[settings.model_type].unused))
+    lost = sorted(name for name in missing if not any(word in name for word in KINDS[settings.model_type].optional))
     problems = [
         f"{folder}: {len(names)} weights {what}: {listed(names)}."
         for what, names in (("are missing and would stay random", lost), ("have no place in the model", unused))
@@ -226,20 +191,41 @@ def _own_size(config: CaptionerConfig, preprocessing: Preprocessing) -> None:
         )
 
 
-def _folder(name: str, config: CaptionerConfig, *, text: bool) -> Path:
-    """The folder of a local or Hub model, checked to be safe; with its tokenizer where it writes `text`."""
-    from finesight.models.backbones import _REPOSITORY
+def _writing(folder: Path) -> dict[str, Any]:
+    """What generation_config.json says beside the defaults."""
+    from transformers import GenerationConfig
 
-    path = Path(name).expanduser()
-    if not path.is_dir():
-        if not _REPOSITORY.fullmatch(name):
-            raise ModelError(
-                f"model.name {name!r}: no such folder, and no captioner{nearest(name, list(NAMED))}. Give one of "
-                f"{', '.join(NAMED)}, ENCODER+LANGUAGE_MODEL (folders or Hub ids), or one captioner."
-            )
-        revision = config.revision if config.name == name else None
-        path = hub.fetch(name, revision, needs_weights=config.pretrained)
-        if text and config.tokenizer is None:
-            tokenizers.fetch(name, revision)
+    if not (folder / "generation_config.json").is_file():
+        return {}
+    with folders.quiet(), folders.explained(folder, WHAT):
+        return GenerationConfig.from_pretrained(folder, local_files_only=True).to_diff_dict()
+
+
+def _note_habits(folder: Path, notes: list[str]) -> None:
+    """Say how the model was used to write, such as 'num_beams 4', which is not taken over."""
+    plain = ("transformers_version", "use_cache")
+    said = {name: value for name, value in _writing(folder).items() if value is not None and name not in plain}
+    habits = [f"{name} {v}" for name, v in said.items() if not name.endswith("_id") and not name.startswith("_")]
+    if habits:
+        notes.append(
+            f"How {folder.name} was used to write is not taken over ({listed(habits, 6)}): --generation.method and "
+            "the options beside it decide."
+        )
+
+
+def _start(folder: Path, settings: Any) -> int | None:
+    """The token that begins a caption, where the model says so: newer folders do it beside the configuration."""
+    if settings.model_type == "blip":
+        return settings.text_config.bos_token_id
+    found = _writing(folder).get("decoder_start_token_id")
+    return getattr(settings, "decoder_start_token_id", None) if found is None else found
+
+
+def _folder(name: str, revision: str | None, config: CaptionerConfig, *, text: bool) -> Path:
+    """The folder of a local or Hub model, checked to be safe; with its tokenizer where it writes `text`."""
+    wanted = SimpleNamespace(name=name, revision=revision, pretrained=config.pretrained)
+    path = local_or_fetched(wanted, list(NAMED), ", two of them as ENCODER+LANGUAGE_MODEL")
+    if text and not Path(name).expanduser().is_dir():
+        tokenizers.fetch(name.removeprefix("hf:"), revision)
     check_folder(path, needs_weights=config.pretrained)
     return path

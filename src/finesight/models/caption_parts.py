@@ -23,14 +23,31 @@ class Parts(NamedTuple):
     """(net, states, tokens [B, L]) -> [B, L, H]; causal: position l knows tokens up to l."""
     logits: Callable[[Any, Tensor], Tensor]
     """(net, hidden [..., H]) -> [..., V]"""
-    generate: Callable[[Any, Tensor, int, Any], Tensor]
-    """(net, states, start token, GenerationConfig) -> tokens [B, L'], the start first."""
-    unused: tuple[str, ...]
-    """Parameters with these words in their name take no part in captioning: no gradient ever reaches them."""
+    generate: Callable[[Any, Tensor, int, Any, Any], Tensor]
+    """(net, states, start token, GenerationConfig, further logits processors) -> tokens [B, L'], the start first."""
+    optional: tuple[str, ...]
+    """Parameters with these words in their name may be without weights: they take no part in captioning."""
+
+
+def image_states(encoder: Any, images: Tensor) -> Tensor:
+    """The last states of an image encoder, [B, 3, S, S] -> [B, T, D]."""
+    if encoder.config.model_type != "vit_mae":
+        return encoder(pixel_values=images).last_hidden_state
+    # It puts the patches into the order of noise, by itself random (how many it leaves out: see `see_all`).
+    order = torch.arange(encoder.embeddings.patch_embeddings.num_patches, device=images.device)
+    return encoder(pixel_values=images, noise=order.expand(len(images), -1)).last_hidden_state
+
+
+def see_all(encoder: Any) -> None:
+    """Make ViT-MAE take all patches of an image, of which it hides three quarters even in evaluation mode."""
+    if encoder.config.model_type == "vit_mae":
+        for module in encoder.modules():
+            if hasattr(module, "config"):
+                module.config.mask_ratio = 0.0
 
 
 def _pair_encode(net: Any, images: Tensor) -> Tensor:
-    return net.encoder(pixel_values=images).last_hidden_state
+    return image_states(net.encoder, images)
 
 
 def _pair_hidden(net: Any, states: Tensor, tokens: Tensor) -> Tensor:
@@ -56,15 +73,19 @@ def _pair_logits(net: Any, hidden: Tensor) -> Tensor:
     return _head(net.decoder, hidden)
 
 
-def _pair_generate(net: Any, states: Tensor, start: int, options: Any) -> Tensor:
+def _pair_generate(net: Any, states: Tensor, start: int, options: Any, processors: Any) -> Tensor:
     from transformers.modeling_outputs import BaseModelOutput
 
     options.decoder_start_token_id = start
-    return net.generate(encoder_outputs=BaseModelOutput(last_hidden_state=states), generation_config=options)
+    return net.generate(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states),
+        generation_config=options,
+        logits_processor=processors,
+    )
 
 
 def _blip_encode(net: Any, images: Tensor) -> Tensor:
-    return net.vision_model(pixel_values=images).last_hidden_state
+    return image_states(net.vision_model, images)
 
 
 def _blip_hidden(net: Any, states: Tensor, tokens: Tensor) -> Tensor:
@@ -83,7 +104,7 @@ def _blip_logits(net: Any, hidden: Tensor) -> Tensor:
     return net.text_decoder.cls(hidden)
 
 
-def _blip_generate(net: Any, states: Tensor, start: int, options: Any) -> Tensor:
+def _blip_generate(net: Any, states: Tensor, start: int, options: Any, processors: Any) -> Tensor:
     seen = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
     return net.text_decoder.generate(
         input_ids=seen.new_full((len(states), 1), start),
@@ -91,6 +112,7 @@ def _blip_generate(net: Any, states: Tensor, start: int, options: Any) -> Tensor
         encoder_hidden_states=states,
         encoder_attention_mask=seen,
         generation_config=options,
+        logits_processor=processors,
     )
 
 
@@ -108,9 +130,9 @@ def _git_logits(net: Any, hidden: Tensor) -> Tensor:
     return net.output(hidden)
 
 
-def _git_generate(net: Any, states: Tensor, start: int, options: Any) -> Tensor:
+def _git_generate(net: Any, states: Tensor, start: int, options: Any, processors: Any) -> Tensor:
     tokens = torch.full((len(states), 1), start, dtype=torch.long, device=states.device)
-    return net.generate(input_ids=tokens, pixel_values=states, generation_config=options)
+    return net.generate(input_ids=tokens, pixel_values=states, generation_config=options, logits_processor=processors)
 
 
 PAIR = Parts("encoder.", _pair_encode, _pair_hidden, _pair_logits, _pair_generate, ("encoder.pooler.",))

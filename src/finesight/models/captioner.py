@@ -10,8 +10,9 @@ from finesight.errors import ModelError
 from finesight.models import caption_loading as loading
 from finesight.models import pretrained as folders
 from finesight.models import tokenizers
-from finesight.models.caption_loading import CaptionerConfig
-from finesight.models.caption_parts import KINDS
+from finesight.models.caption_config import NAMED, CaptionerConfig, check_revision
+from finesight.models.caption_parts import KINDS, image_states, see_all
+from finesight.models.caption_probe import probe
 from finesight.models.classifier import Spec, frozen_modules
 
 __all__ = ["Captioner", "CaptionerConfig", "build"]
@@ -33,7 +34,9 @@ class Captioner(nn.Module):
             net.config.decoder if spec.arguments["kind"] == "vision-encoder-decoder" else net.config.get_text_config()
         )
         self.words: int = text.vocab_size
-        self.positions: int | None = getattr(text, "max_position_embeddings", None)
+        self.positions = _positions(net, getattr(text, "max_position_embeddings", None))
+        see_all(self.backbone)
+        _forget_habits(net)
 
     @property
     def backbone(self) -> nn.Module:
@@ -56,6 +59,10 @@ class Captioner(nn.Module):
         """States of images, [B, T, D]."""
         return self.parts.encode(self.net, images)
 
+    def image_states(self, images: Tensor) -> Tensor:
+        """What the image encoder alone makes of images, [B, T, D]: as `encode`, but for GIT, which takes them whole."""
+        return image_states(self.backbone, images)
+
     def hidden(self, states: Tensor, tokens: Tensor) -> Tensor:
         """What precedes the word scores: [B, T, D], [B, L] -> [B, L, H]; position l knows the tokens up to l."""
         return self.parts.hidden(self.net, states, tokens)
@@ -70,9 +77,12 @@ class Captioner(nn.Module):
         layer = getattr(getattr(self.net, "decoder", None), "lm_head", None)
         return layer.weight if type(layer) is nn.Linear and layer.bias is None else None
 
-    def generate(self, states: Tensor, options: Any) -> Tensor:
-        """Token ids [B, L'] by `options` (a transformers GenerationConfig), the start token first."""
-        return self.parts.generate(self.net, states, self.ends.start, options)
+    def generate(self, states: Tensor, options: Any, processors: Any = None) -> Tensor:
+        """Token ids [B, L'] by `options` (a transformers GenerationConfig), the start token first.
+
+        `processors`, a LogitsProcessorList, come after those that `options` ask for.
+        """
+        return self.parts.generate(self.net, states, self.ends.start, options, processors)
 
     def train(self, mode: bool = True) -> "Captioner":
         """As `nn.Module.train`, but a frozen image encoder stays in evaluation mode: no dropout in it."""
@@ -83,8 +93,8 @@ class Captioner(nn.Module):
         return self
 
     def used(self, name: str) -> bool:
-        """Whether a parameter takes part in captioning at all; the pooler of an encoder does not."""
-        return not any(word in name for word in self.parts.unused)
+        """Whether a parameter takes part in captioning at all; the pooler of an encoder does not (`probe`)."""
+        return plain_name(name).removeprefix("net.") not in self.spec.arguments["unused"]
 
     def random_parameters(self) -> list[str]:
         """Names of the parameters that began with random weights and are used."""
@@ -112,18 +122,40 @@ def _below(name: str, start: str) -> bool:
     return name == start or name.startswith(f"{start}.")
 
 
+def _positions(net: nn.Module, known: int | None) -> int | None:
+    """Positions that a text may take; RoBERTa and its like count them from behind that of the padding."""
+    if known is None:
+        return None
+    tables = (module for name, module in net.named_modules() if name.endswith("position_embeddings"))
+    paddings = [table.padding_idx for table in tables if isinstance(table, nn.Embedding)]
+    return known - max((padding + 1 for padding in paddings if padding is not None), default=0)
+
+
+def _forget_habits(net: nn.Module) -> None:
+    """Drop how the model was used to write (beams, lengths, penalties): whatever `generate` is not told it takes there.
+
+    Such settings come with some weights only, and not with a rebuilt model.
+    """
+    from transformers import GenerationConfig
+
+    for module in net.modules():
+        if getattr(module, "generation_config", None) is not None:
+            module.generation_config = GenerationConfig()  # type: ignore[assignment]
+
+
 def build(config: CaptionerConfig, saved: Path | None = None) -> Captioner:
     """The captioner `config` asks for; with `saved` (of `save_spec`) its weights are random.
 
     Raises `ModelError` for an unknown name, unsafe or unfitting weights, a language model that cannot look at an
-    image, and a Hub that cannot be reached.
+    image, an image encoder that gives no row of states or other ones each time, and a Hub that cannot be reached.
     """
     if saved is not None:
         spec = Spec.read(saved)
         net = loading.with_random_weights(folders.settings_of(saved, loading.WHAT), config)
         return _checked(Captioner(net, spec, tokenizers.load(saved), []))
+    check_revision(config)
     notes: list[str] = []
-    if config.name in loading.NAMED:
+    if config.name in NAMED:
         net, preprocessing, tokenizer = *loading.named(config), None
         arguments: dict[str, Any] = {"kind": "vision-encoder-decoder"}
         random: tuple[str, ...] = ("net",)
@@ -146,4 +178,7 @@ def _checked(model: Captioner) -> Captioner:
             f"{model.spec.name}: the tokenizer has {len(model.tokenizer):,} tokens, the language model "
             f"{model.words:,}; take both from one source."
         )
-    return model.eval()
+    model.eval()
+    if "unused" not in model.spec.arguments:
+        model.spec.arguments["unused"] = probe(model)
+    return model

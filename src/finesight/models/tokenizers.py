@@ -1,6 +1,7 @@
 """Text to tokens and back: a tokenizer from a folder of files, or one learnt from the training captions."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +12,9 @@ from finesight.models.weights import first_line
 
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "vocab.txt", "*.model",
+    "merges.txt", "vocab.txt", "*.model", "generation_config.json",
 )  # fmt: skip
-"""What a tokenizer may consist of, by the names of the Hub."""
+"""What a tokenizer may consist of, by the names of the Hub, and what says by which token a text begins."""
 _VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _END = "<|endoftext|>"
 
@@ -44,10 +45,12 @@ def load(folder: Path) -> Any:
             from transformers import GPT2Tokenizer
 
             return GPT2Tokenizer(vocab=str(folder / pair[0]), merges=str(folder / pair[1]))
-        if not whole and not any(folder.glob("vocab.txt")) and not any(folder.glob("*.model")):
+        bare = any(folder.glob("vocab.txt")) or any(folder.glob("*.model"))
+        if not whole and not (bare and (folder / "config.json").is_file()):
+            alone = "a vocabulary alone, without config.json, says not how texts are cut into words" if bare else None
             raise ModelError(
-                f"{folder}: holds no tokenizer (tokenizer.json, or vocab.json and merges.txt). Copy those of the "
-                "language model there, or name their folder by model.tokenizer."
+                f"{folder}: holds no tokenizer ({alone or 'tokenizer.json, or vocab.json and merges.txt'}). Copy the "
+                "files of the language model there, or name their folder by model.tokenizer."
             )
         from transformers import AutoTokenizer
 
@@ -90,18 +93,35 @@ def ends(tokenizer: Any, what: str) -> Ends:
 
 
 def encode(tokenizer: Any, texts: Sequence[str], end: int, longest: int) -> list[list[int]]:
-    """Tokens of each text and the end, cut to `longest`; a text that was cut has no end, for it does not end there."""
+    """Tokens of each text and the end, cut to `longest`; a text that was cut has no end, for it does not end there.
+
+    The name of a special token, "<|endoftext|>", is in a text what it is there: letters.
+    """
+    if not texts:
+        return []
     # The tokenizer may warn of texts beyond its model's length, which are cut right here.
     with folders.quiet():
-        rows = (
-            tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
-        )
-    return [[*row, end][:longest] for row in rows]
+        found = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, split_special_tokens=True)
+    return [[*row, end][:longest] for row in found["input_ids"]]
+
+
+_WITHIN_WORDS = (
+    (re.compile(r"(?<=\w) ([-/'’]) (?=\w)"), r"\1"),  # x - ray, mg / l, patient ' s
+    (re.compile(r"(?<=\d) ?\. (?=\d)"), "."),  # 2. 5
+)
+"""Blanks that word pieces (BERT, and with it BLIP and GIT) put around signs within a word or number."""
 
 
 def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
-    """The text of tokens, without special ones and with single blanks."""
-    return " ".join(tokenizer.decode(list(tokens), skip_special_tokens=True).split())
+    """The text of tokens, without special ones and with single blanks.
+
+    Word pieces do not tell "x-ray" from "x - ray": the sign is taken for a part of the word, as it nearly always is.
+    """
+    text = " ".join(tokenizer.decode(list(tokens), skip_special_tokens=True).split())
+    if type(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)).__name__ == "WordPiece":
+        for pattern, closed in _WITHIN_WORDS:
+            text = pattern.sub(closed, text)
+    return text
 
 
 def fetch(repository: str, revision: str | None) -> None:

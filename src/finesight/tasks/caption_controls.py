@@ -1,6 +1,7 @@
 """Captions that took no look at the image: what a captioner must beat, and what is said when it does not."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from finesight.data import transforms
+from finesight.metrics import bootstrap
 from finesight.metrics import captions as metric
+from finesight.progress import Progress
 from finesight.report.reconstruction import beaten
+from finesight.tasks.caption_splits import objects
 from finesight.tasks.generation import NOTHING
 
 if TYPE_CHECKING:
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 
 FREQUENT, NEAREST, SHUFFLED = "most frequent caption", "caption of the nearest image", "own captions, images shuffled"
 REMEDY = "Train longer, begin from pretrained weights, or look whether the captions describe the images at all."
+BLOCK = 2**24
+"""Similarities between images that are held at once: 64 MiB."""
 
 
 def controls(task: "Captioning") -> dict[str, dict[str, NDArray[np.object_]]]:
@@ -31,32 +37,57 @@ def controls(task: "Captioning") -> dict[str, dict[str, NDArray[np.object_]]]:
     every = Counter(text for texts in task.references("train") for text in texts)
     frequent = min(every.items(), key=lambda pair: (-pair[1], pair[0]))[0]
     nearest = nearest_rows(features(task, "train"), features(task, "test"))
+    own = _own(task)
     return {
-        FREQUENT: {"test": _texts([frequent] * count)},
-        NEAREST: {"test": _texts([train[row] for row in nearest])},
-        SHUFFLED: {"test": _texts([_own(task)[row] for row in deranged(count, task.config.seed)])},
+        FREQUENT: {"test": objects([frequent] * count)},
+        NEAREST: {"test": objects([train[row] for row in nearest])},
+        SHUFFLED: {"test": objects([own[row] for row in deranged(count, task.config.seed)])},
     }
+
+
+def paired(
+    task: "Captioning",
+    found: Mapping[str, Mapping[str, NDArray[np.object_]]],
+    predictions: NDArray[np.float64],
+    groups: list[str],
+) -> dict[str, dict[str, Any]]:
+    """Each of `controls` beside the model on the same test images: {control: `bootstrap.paired`}, b the model."""
+    options, references = task.config.evaluation, task.references("test")
+    ours = task.metric.statistics(predictions, references)
+    together = groups if len(set(groups)) < len(groups) else None
+    return {
+        name: bootstrap.paired(
+            task.metric, task.metric.statistics(splits["test"], references), ours,
+            groups=together, resamples=options.resamples, seed=task.config.seed, level=options.level,
+        )
+        for name, splits in found.items()
+    }  # fmt: skip
 
 
 def features(task: "Captioning", split: str) -> Tensor:
     """The mean of the image encoder's outputs for each image, of length 1, float32 [N, D]."""
     batches, found = task.held_out(split), []
+    held = batches.columns.get("states")
+    progress = Progress(f"encoding {split} for the nearest image", len(batches.ids), "images", shown=held is None)
     task.model.eval()
     for start in range(0, len(batches.ids), 16):
-        rows = np.arange(start, min(start + 16, len(batches.ids)))
+        rows = torch.arange(start, min(start + 16, len(batches.ids)))
         with torch.inference_mode(), task.engine.autocast():
-            if "states" in batches.columns:
-                states = batches.columns["states"][torch.from_numpy(rows)]
+            if held is not None:
+                states = held.index_select(0, rows)
             else:
-                images = transforms.resize(task.pixels[split][rows].to(task.engine.device), task.model.image_size)
-                states = task.model.backbone(pixel_values=task.prepared(images)).last_hidden_state
+                images = task.pixels[split].index_select(0, rows).to(task.engine.device)
+                states = task.model.image_states(task.prepared(transforms.resize(images, task.model.image_size)))
         found.append(states.float().mean(1).cpu())
+        progress.update(start + len(rows))
+    progress.close()
     return functional.normalize(torch.cat(found), dim=1)
 
 
 def nearest_rows(known: Tensor, asked: Tensor) -> list[int]:
     """For each row of `asked` the most similar row of `known`, by cosine; all have length 1."""
-    return (asked @ known.T).argmax(1).tolist()
+    size = max(1, BLOCK // len(known))
+    return [row for part in asked.split(size) for row in (part @ known.T).argmax(1).tolist()]
 
 
 def deranged(count: int, seed: int) -> NDArray[np.int64]:
@@ -77,13 +108,7 @@ def _own(task: "Captioning") -> list[str]:
         if any(batches.ids[row] not in task.written for row in rows.tolist()):
             with torch.inference_mode(), task.engine.autocast():
                 task.predict(task.engine.send(batches.take(rows)))
-    return task._texts(np.stack([task.written[name] for name in batches.ids]))
-
-
-def _texts(texts: list[str]) -> NDArray[np.object_]:
-    found = np.empty(len(texts), object)
-    found[:] = texts
-    return found
+    return task.texts(np.stack([task.written[name] for name in batches.ids]))
 
 
 def alarms(task: "Captioning", metrics: dict[str, Any]) -> list[str]:

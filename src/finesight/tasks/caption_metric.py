@@ -1,5 +1,6 @@
 """The scores of captions and the likelihood of the references, as one table of per-sample statistics."""
 
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ FIRST = "cider"
 class CaptionEvaluationConfig(EvaluationConfig):
     """How the result is measured."""
 
+    batch_size: int = Field(16, ge=1, description="Images that captions are written for at once")
     bertscore: str | None = Field(
         None,
         min_length=1,
@@ -70,6 +72,8 @@ class CaptionMetric:
         self, texts: Callable[[NDArray[Any]], list[str]] | None = None, bertscore: "BertScore | None" = None
     ) -> None:
         self.texts, self.bertscore = texts, bertscore
+        self._known: deque[tuple[NDArray[Any], NDArray[np.object_], NDArray[np.float64]]] = deque(maxlen=8)
+        """The last predictions and references with their tables: intervals, pairs and figures all ask for them."""
         self.scores = captions.CaptionStatistics()
         self.signature = "; ".join([str(self.scores.signature), *([bertscore.signature] if bertscore else [])])
         self.names = self._named(bertscore.names if bertscore else ())
@@ -83,6 +87,15 @@ class CaptionMetric:
         With BERTScore four columns more, its own, at the end. `predictions` are prediction rows, or captions (object
         [N] of text), which have no likelihood: NaN.
         """
+        for of_predictions, of_references, table in self._known:
+            if of_predictions is predictions and of_references is references:
+                return table
+        table = self._measured(predictions, references)
+        table.flags.writeable = False
+        self._known.append((predictions, references, table))
+        return table
+
+    def _measured(self, predictions: NDArray[Any], references: NDArray[np.object_]) -> NDArray[np.float64]:
         if predictions.dtype == object:
             texts, likelihood = list(predictions), np.full((len(predictions), 2), np.nan)
         else:

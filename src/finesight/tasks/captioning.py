@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from finesight import adaptation
@@ -18,20 +18,19 @@ from finesight.config import Section
 from finesight.data import captions as captioned
 from finesight.data import transforms
 from finesight.data.batches import Batch, Batches
-from finesight.data.caption_batches import CaptionBatches
 from finesight.data.captions import CaptionsConfig
 from finesight.data.decoding import decode
 from finesight.data.transforms import AugmentConfig
 from finesight.engine import Engine, Precision
 from finesight.metrics.kinds import higher_is_better
-from finesight.models import captioner, tokenizers
+from finesight.models import captioner
 from finesight.models.captioner import CaptionerConfig
 from finesight.optimization import TrainConfig, make_optimizer
-from finesight.tasks import caption_controls, encoder_cache
+from finesight.tasks import caption_controls, caption_splits, encoder_cache
 from finesight.tasks.base import Figures, Loss, Say
 from finesight.tasks.caption_metric import CaptionEvaluationConfig, CaptionMetric
-from finesight.tasks.generation import GenerationOptions, refuse_leak, text_of, token_losses, write
-from finesight.tasks.pictures import square_images
+from finesight.tasks.generation import GenerationOptions, likelihood, refuse_leak, text_of, token_losses, write
+from finesight.tasks.pictures import refuse_balance, square_images
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -64,7 +63,17 @@ class CaptioningConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     train: CaptionTrainConfig = CaptionTrainConfig()
     generation: GenerationOptions = GenerationOptions()
-    evaluation: CaptionEvaluationConfig = CaptionEvaluationConfig(batch_size=16)
+    evaluation: CaptionEvaluationConfig = CaptionEvaluationConfig()
+
+    without_classes = model_validator(mode="after")(refuse_balance)
+
+    @model_validator(mode="after")
+    def _not_compiled(self) -> "CaptioningConfig":
+        if self.train.compile:
+            raise ValueError(
+                "train.compile: has no effect here, where the parts of a captioner are called one by one; leave it out"
+            )
+        return self
 
 
 class Captioning:
@@ -97,7 +106,7 @@ class Captioning:
         engine.share_parameters([self.model])
         self.modules = {"model": self.model}
         self.fit = config.data.fit or self.model.fit
-        self.metric = CaptionMetric(self._texts, config.evaluation.encoder(engine.device))
+        self.metric = CaptionMetric(self.texts, config.evaluation.encoder(engine.device))
         self.selectable = ("loss", *self.metric.names)
         self.conditions = {"caption metrics": self.metric.signature}
         self.model.notes.append(f"Caption scores: {self.metric.signature}.")
@@ -121,48 +130,17 @@ class Captioning:
         options = self.config.data
         found = decode(data, options, options.size or self.model.image_size, self.fit, self.engine, self.say)
         data, self.pixels = found.data, found.pixels
-        self._references = {split: _lists(captioned.texts_of(data[split])) for split in data}
+        self._references = {split: caption_splits.objects(captioned.texts_of(data[split])) for split in data}
         self.captions = {split: [texts[0] for texts in lists] for split, lists in self._references.items()}
         """The first caption of each image."""
         if self.model.tokenizer is None:
             self.model.learn_tokenizer([text for texts in self._references["train"] for text in texts])
-        self._batches = {split: self._make_batches(data[split], split, found.hashes[split]) for split in data}
+        self._batches = {split: caption_splits.batches(self, data[split], split, found.hashes[split]) for split in data}
         if "train" in data:
             self.train = self._batches["train"]
+            self.model.notes += [*caption_splits.mirrored(self), *caption_splits.ceiling(self)]
         self._refuse_leak(next(iter(data)))
         return data
-
-    def _make_batches(self, dataset: "Dataset", split: str, hashes: list[str]) -> CaptionBatches:
-        config, train = self.config, split == "train"
-        augment = config.augment if train and config.augment.active else None
-        columns = {"image": self.pixels[split]}
-        if encoder_cache.sound(config, self.model, augment):
-            columns = {"states": encoder_cache.states(self, self.pixels[split], hashes, split)}
-        lists = self._references[split]
-        return CaptionBatches(
-            list(dataset["id"]),
-            columns,
-            self._tokens([text for texts in lists for text in texts], split),
-            bucketed=train,
-            counts=[len(texts) for texts in lists],
-            batch_size=config.train.batch_size if train else config.evaluation.batch_size,
-            seed=config.seed,
-            augment=augment,
-            size=self.model.image_size,
-            workers=config.train.workers if train else 0,
-        )
-
-    def _tokens(self, texts: list[str], split: str) -> list[list[int]]:
-        longest, end = self.config.model.longest, self.model.ends.end
-        longest = min(longest, self.model.positions or longest)
-        rows = tokenizers.encode(self.model.tokenizer, texts, end, longest)
-        cut = sum(row[-1] != end for row in rows)
-        if cut and split == "train":
-            self.say(
-                f"{split}: {cut:,} of {len(rows):,} captions have more than {longest} tokens; what is behind them is "
-                "not learnt (--model.longest)."
-            )
-        return rows
 
     def _refuse_leak(self, split: str) -> None:
         batch = self.engine.send(self._batches[split].take(np.array([0])))
@@ -201,28 +179,13 @@ class Captioning:
     def predict(self, batch: Batch) -> NDArray[np.float64]:
         """One row per sample, float64 [B, 2 + max_tokens]: see the class."""
         states = self.states(batch)
-        total, length = self._likelihood(states, batch)
+        total, length = likelihood(self.model, states, batch)
         tokens = write(self.model, states, batch["id"], self.config.generation, self.config.seed)
         rows = np.column_stack([total.cpu().numpy(), length.cpu().numpy(), tokens]).astype(np.float64)
         self.written |= dict(zip(batch["id"], rows, strict=True))
         return rows
 
-    def _likelihood(self, states: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood of the references of each image in nats, float64 [B], and their tokens, int64 [B]."""
-        total = torch.zeros(len(batch["id"]), dtype=torch.float64, device=states.device)
-        if "references" not in batch:
-            losses, owner = token_losses(self.model, states, batch["tokens"], batch["length"])
-            return total.index_add_(0, owner, losses.double()), batch["length"]
-        tokens, length = batch["references"], batch["reference_length"]
-        for place in range(tokens.shape[1]):
-            known = length[:, place].nonzero()[:, 0]
-            width = int(length[:, place].max())
-            given = states[known], tokens[known, place, :width], length[known, place]
-            losses, owner = token_losses(self.model, *given)
-            total.index_add_(0, known[owner], losses.double())
-        return total, length.sum(1)
-
-    def _texts(self, rows: NDArray[Any]) -> list[str]:
+    def texts(self, rows: NDArray[Any]) -> list[str]:
         """The captions of prediction rows."""
         return [text_of(self.model, row[2:]) for row in rows]
 
@@ -241,16 +204,20 @@ class Captioning:
     # ---- judging ------------------------------------------------------------------------------
 
     def baselines(self) -> dict[str, dict[str, NDArray[Any]]]:
-        return caption_controls.controls(self)
+        self._controls = caption_controls.controls(self)
+        return self._controls
 
-    def further(self, predictions: dict[str, NDArray[Any]], groups: dict[str, list[str]]) -> dict[str, Any]:  # noqa: ARG002
-        return {}
+    def further(self, predictions: dict[str, NDArray[Any]], groups: dict[str, list[str]]) -> dict[str, Any]:
+        """Each control paired with the model, image by image: {"improvement": {control: {metric: {a, b, ...}}}}."""
+        return {
+            "improvement": caption_controls.paired(self, self._controls, predictions["test"], groups["test"]),
+        }
 
     def table(self, split: str, predictions: NDArray[Any]) -> dict[str, list[Any]]:
         several = any(len(texts) > 1 for lists in self._references.values() for texts in lists)
         return {
             "reference": list(self._references[split]) if several else self.captions[split],
-            "caption": self._texts(predictions),
+            "caption": self.texts(predictions),
             "scores": self.metric.statistics(predictions, self.references(split)).tolist(),
         }
 
@@ -289,11 +256,3 @@ class Captioning:
     def line(row: dict[str, Any]) -> str:
         """The caption, for the console."""
         return row["caption"] or "(the model wrote nothing)"
-
-
-def _lists(texts: list[list[str]]) -> NDArray[np.object_]:
-    """The references of each image, object [N] of lists, also where all are of one length."""
-    found = np.empty(len(texts), object)
-    for row, of_image in enumerate(texts):
-        found[row] = of_image
-    return found

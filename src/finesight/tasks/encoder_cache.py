@@ -1,10 +1,12 @@
 """The outputs of a captioner's frozen image encoder, computed once and kept on disk."""
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import __version__ as pillow
 from torch import Tensor
 
 from finesight import cache
@@ -51,10 +53,11 @@ def _has_states(model: Captioner) -> bool:
     return model.spec.arguments["kind"] != "git"
 
 
-def states(task: "Captioning", pixels: Tensor, hashes: list[str], split: str) -> Tensor:
+def states(task: "Captioning", pixels: Tensor, hashes: list[str], split: str) -> Tensor | None:
     """States of held images uint8 [N, 3, H, H] in their order, [N, T, D].
 
-    Float32, or bfloat16 where the run computes in it: what reads them rounds them to it anyway.
+    Float32, or bfloat16 where the run computes in it: what reads them rounds them to it anyway. None where
+    `cache_encoder` is auto and the disk has no room for them.
     """
     model, engine, config = task.model, task.engine, task.config
     step = min(config.evaluation.batch_size, 8) if engine.device.type == "cpu" else config.evaluation.batch_size
@@ -63,17 +66,6 @@ def states(task: "Captioning", pixels: Tensor, hashes: list[str], split: str) ->
         at_size = transforms.resize(images.to(engine.device), model.image_size)
         with torch.inference_mode(), engine.autocast():
             return model.encode(task.prepared(at_size)).float().cpu()
-
-    model.eval()
-    shape = tuple(compute(pixels[:1]).shape[1:])
-    half = engine.bf16
-    kind = np.int16 if half else np.float32
-    each = int(np.prod(shape)) * np.dtype(kind).itemsize
-    key = cache.key_of(
-        "states-1", state_hash(model.backbone), repr(model.backbone.config.to_diff_dict()),  # type: ignore[union-attr,operator]
-        str(model.mean), str(model.std), engine.precision, engine.device.type, torch.__version__, str(pixels.shape[-1]),
-        str(model.image_size), task.fit, config.data.sixteen_bit, *hashes,
-    )  # fmt: skip
 
     def fill(array: NDArray[Any]) -> dict[str, Any]:
         progress = Progress(f"encoding {split}", len(pixels), "images")
@@ -84,10 +76,31 @@ def states(task: "Captioning", pixels: Tensor, hashes: list[str], split: str) ->
         progress.close()
         return {"rows": len(pixels), "dtype": "bfloat16" if half else "float32"}
 
+    model.eval()
+    shape = tuple(compute(pixels[:1]).shape[1:])
+    half = engine.bf16
+    kind = np.int16 if half else np.float32
+    each = int(np.prod(shape)) * np.dtype(kind).itemsize
+    what = f"outputs of the frozen image encoder, {split} ({each:,} bytes an image)"
+    directory, key = cache.folder(config.data.cache_dir), _key(task, int(pixels.shape[-1]), hashes)
     with engine.first_alone():
-        array, _ = cache.stored(
-            cache.folder(config.data.cache_dir), key, (len(pixels), *shape), kind, fill,
-            f"outputs of the frozen image encoder, {split} ({each:,} bytes an image)", task.say,
-        )  # fmt: skip
+        try:
+            array, _ = cache.stored(directory, key, (len(pixels), *shape), kind, fill, what, task.say)
+        except cache.NoRoom as problem:
+            if config.cache_encoder == "on":
+                raise cache.NoRoom(f"{problem} Or run the encoder anew for each batch: --cache_encoder off.") from None
+            task.say(f"{problem.cause} The encoder runs anew for each batch.")
+            return None
     found = cache.as_tensor(array)
     return found.view(torch.bfloat16) if half else found
+
+
+def _key(task: "Captioning", held: int, hashes: list[str]) -> str:
+    """Equal exactly where the states are: `held` is the side at which the files `hashes` are held."""
+    model, engine, settings = task.model, task.engine, task.model.backbone.config
+    return cache.key_of(
+        "states-2", state_hash(model.backbone), repr(settings.to_diff_dict()), str(settings._attn_implementation),  # type: ignore[union-attr,operator]
+        str(model.mean), str(model.std), engine.precision, engine.device.type, torch.__version__,
+        version("transformers"), pillow, str(held), str(model.image_size), task.fit, task.config.data.sixteen_bit,
+        *hashes,
+    )  # fmt: skip

@@ -1,6 +1,5 @@
 """Captions as the model writes them, token by token, and how likely it finds given ones."""
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -13,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from finesight.config import Section
+from finesight.data import draws as drawing
+from finesight.data.batches import Batch
 from finesight.errors import ModelError
 from finesight.losses.frozen_head import frozen_cross_entropy
 from finesight.models.captioner import Captioner
@@ -21,6 +22,9 @@ from finesight.models.pretrained import quiet
 NOTHING = -1
 """Fills the token rows of predictions behind the end."""
 
+_WORDS = 5
+"""The stream of random numbers that nucleus sampling draws words from."""
+
 
 class GenerationOptions(Section):
     """How captions are written."""
@@ -28,7 +32,7 @@ class GenerationOptions(Section):
     method: Literal["greedy", "beam", "nucleus"] = Field(
         "greedy", description="The likeliest word each time, the likeliest of several beams, or words drawn by chance"
     )
-    max_tokens: int = Field(96, ge=1, description="Longest caption in tokens")
+    max_tokens: int = Field(128, ge=1, description="Longest caption in tokens")
     beams: int = Field(4, ge=2, description="beam: captions followed at once")
     length_penalty: float = Field(1.0, description="beam: exponent of the length that a caption's score is divided by")
     top_p: float = Field(0.9, gt=0, le=1, description="nucleus: share of the probability that words are drawn from")
@@ -42,28 +46,20 @@ def write(
     """The model's own captions: token rows int64 [B, max_tokens], the end included, `NOTHING` behind it.
 
     A row without the end was cut at `max_tokens`. `states` are those of `Captioner.encode`. What nucleus
-    sampling draws is a function of seed and ids.
+    sampling draws for a sample is a function of seed, id and place, whoever is in the batch beside it.
     """
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LogitsProcessorList
 
     end, pad = model.ends.end, model.ends.pad
     settings = GenerationConfig(
-        max_new_tokens=_room(model, options), eos_token_id=end, pad_token_id=pad, bos_token_id=model.ends.start,
-        no_repeat_ngram_size=options.no_repeat, use_cache=True,
+        max_new_tokens=room(model, options), eos_token_id=end, pad_token_id=pad, bos_token_id=model.ends.start,
+        no_repeat_ngram_size=options.no_repeat, use_cache=True, num_beams=1, num_return_sequences=1, do_sample=False,
     )  # fmt: skip
     if options.method == "beam":
         settings.num_beams, settings.length_penalty = options.beams, options.length_penalty
-    if options.method == "nucleus":
-        settings.do_sample, settings.top_p, settings.temperature, settings.top_k = (
-            True,
-            options.top_p,
-            options.temperature,
-            0,
-        )
-    devices = [states.device] if states.device.type == "cuda" else []
-    with quiet(), torch.random.fork_rng(devices):
-        torch.manual_seed(int.from_bytes(hashlib.blake2b(f"{seed}\0{'|'.join(ids)}".encode(), digest_size=7).digest()))
-        written = model.generate(states, settings)[:, 1:].cpu().numpy()
+    drawn = LogitsProcessorList([Nucleus(ids, options, seed)] if options.method == "nucleus" else [])
+    with quiet():
+        written = model.generate(states, settings, drawn)[:, 1:].cpu().numpy()
     rows = np.full((len(written), options.max_tokens), NOTHING, np.int64)
     for row, tokens in enumerate(written):
         ended = np.flatnonzero(tokens == end)
@@ -72,7 +68,29 @@ def write(
     return rows
 
 
-def _room(model: Captioner, options: GenerationOptions) -> int:
+class Nucleus:
+    """Makes the likeliest word a draw from the nucleus of the words (Holtzman et al. 2020), a processor of scores.
+
+    Gumbel noise on log-probabilities: the largest sum is a draw from them (Gumbel 1954; Maddison et al. 2014).
+    """
+
+    def __init__(self, ids: Sequence[str], options: GenerationOptions, seed: int) -> None:
+        from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+        self.ids, self.seed = ids, seed
+        self.narrowing = TemperatureLogitsWarper(options.temperature), TopPLogitsWarper(options.top_p)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Tokens so far [B, L], scores of the next one [B, V] -> [B, V]."""
+        scores = scores.float()
+        for narrow in self.narrowing:
+            scores = narrow(input_ids, scores)
+        chance = drawing.uniform(self.ids, scores.shape[1], self.seed, input_ids.shape[1], _WORDS)
+        noise = -np.log(-np.log(np.maximum(chance, 2.0**-54)))
+        return scores + torch.from_numpy(noise).to(scores)
+
+
+def room(model: Captioner, options: GenerationOptions) -> int:
     """`max_tokens`, or fewer where the language model knows no further positions; the start takes one."""
     return options.max_tokens if model.positions is None else min(options.max_tokens, model.positions - 1)
 
@@ -90,16 +108,35 @@ def shifted(tokens: Tensor, length: Tensor, start: int) -> tuple[Tensor, Tensor]
 def token_losses(model: Captioner, states: Tensor, tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood in nats of each token, float32 [n], and the sample it belongs to, int64 [n].
 
-    Word scores are made only where there is a token, not for padding.
+    Word scores are made only where there is a token, not for padding, and a few at a time where the head is not
+    to learn from them.
     """
     read, said = shifted(tokens, length, model.ends.start)
     hidden, owner = model.hidden(states, read)[said], said.nonzero()[:, 0]
     head = model.plain_head
-    if head is None or head.requires_grad:
+    if head is None or (head.requires_grad and torch.is_grad_enabled()):
         return functional.cross_entropy(model.logits(hidden).float(), tokens[said], reduction="none"), owner
     half = torch.is_autocast_enabled(hidden.device.type)
     with torch.autocast(hidden.device.type, enabled=False):
         return frozen_cross_entropy(hidden, head.bfloat16() if half else head, tokens[said]), owner
+
+
+def likelihood(model: Captioner, states: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of the references of each image in nats, float64 [B], and their tokens, int64 [B].
+
+    `batch` as `CaptionBatches` makes it.
+    """
+    total = torch.zeros(len(batch["id"]), dtype=torch.float64, device=states.device)
+    if "references" not in batch:
+        losses, owner = token_losses(model, states, batch["tokens"], batch["length"])
+        return total.index_add_(0, owner, losses.double()), batch["length"]
+    tokens, length = batch["references"], batch["reference_length"]
+    for place in range(tokens.shape[1]):
+        known = length[:, place].nonzero()[:, 0]
+        width = int(length[:, place].max())
+        losses, owner = token_losses(model, states[known], tokens[known, place, :width], length[known, place])
+        total.index_add_(0, known[owner], losses.double())
+    return total, length.sum(1)
 
 
 def refuse_leak(model: Captioner, states: Tensor, tokens: Tensor) -> None:
