@@ -12,7 +12,7 @@ import torch
 
 import finesight
 from finesight import stress, stress_results, surrogates
-from finesight.attacks import protocol, stored
+from finesight.attacks import prepared, protocol, stored
 from finesight.cli import main
 from finesight.errors import ConfigError, RunError
 from finesight.files import sha256
@@ -145,6 +145,21 @@ def test_json_and_python_give_the_same_numbers(attacked: Path, run: Path, capsys
     assert again["corruption"] == printed["corruption"]
 
 
+def test_another_norm_brings_its_own_budgets() -> None:
+    """A run whose configuration has a section `attack` stores the options that it did not give, too."""
+    from finesight import config as configuration
+    from finesight.attacks.config import AttackConfig
+    from finesight.tasks.robustness import RobustnessConfig
+
+    stored = configuration.build(RobustnessConfig, {"train": {"epochs": 0}}).model_dump(mode="json")["attack"]
+    assert configuration.build(AttackConfig, stored, {"norm": "l2"}).budgets == [0.25, 0.5, 1, 2]
+    given = {"eps": ["2/255", "8/255"], "auto_eps": "8/255", "norm": "linf", "iters": 7}
+    config = stress._options(given, {"norm": "l2"})
+    assert (config.budgets, config.ensemble_budget, config.iters) == ([0.25, 0.5, 1, 2], 2, 7)
+    assert stress._options(given, {"norm": "l2", "eps": ["0.1"]}).budgets == [0.1]
+    assert stress._options(given, {"norm": "linf", "iters": 3}).budgets == [2 / 255, 8 / 255]
+
+
 # ---- which images -----------------------------------------------------------------------------
 
 
@@ -194,6 +209,26 @@ def test_another_split_raises_the_alarm_that_it_may_have_seen_the_images(
     assert "without the attack: not known" in text
 
 
+def test_other_data_under_the_same_names_is_noticed(attacked: Path, run: Path, tmp_path: Path, capsys: Any) -> None:
+    about = json.loads((run / "run.json").read_text())
+    about["data"] |= {"fingerprint": "0" * 32, "fingerprints": {"test": "1" * 32}}
+    (run / "run.json").write_text(json.dumps(about))
+    assert main(["attack", str(run), "--stored", str(attacked / "attack" / "adversarial.npz"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["clean"] is None
+    (alarm,) = found["alarms"]
+    assert "made from other data" in alarm
+
+
+def test_another_resolution_is_said(attacked: Path, run: Path, capsys: Any) -> None:
+    text = (run / "config.yaml").read_text()
+    assert "  size: 32" in text
+    (run / "config.yaml").write_text(text.replace("  size: 32", "  size: 48"))
+    assert main(["attack", str(run), "--stored", str(attacked / "attack" / "adversarial.npz"), "--json"]) == 0
+    (alarm,) = json.loads(capsys.readouterr().out)["alarms"]
+    assert "32 pixels wide, and this run holds its own at 48" in alarm
+
+
 def test_a_changed_file_and_other_classes_are_refused(attacked: Path, run: Path, tmp_path: Path, capsys: Any) -> None:
     copy = Path(shutil.copytree(attacked / "attack", tmp_path / "copy"))
     content = bytearray((copy / "adversarial.npz").read_bytes())
@@ -215,6 +250,18 @@ def test_a_changed_file_and_other_classes_are_refused(attacked: Path, run: Path,
     assert {name: digest for name, digest in state(run).items() if name != ".lock"} == {
         name: digest for name, digest in before.items() if name != ".lock"
     }
+
+
+def test_a_stored_set_gives_no_local_path_away(attacked: Path) -> None:
+    assert stress_results._public("/home/me/secret/clip") == "clip"
+    assert stress_results._public("openai/clip-vit-base-patch32") == "openai/clip-vit-base-patch32"
+    assert str(attacked.parent) not in (attacked / "attack" / "adversarial.json").read_text()
+
+
+def test_a_contrastive_run_is_sent_to_its_export(run: Path) -> None:
+    (run / "config.yaml").write_text("task: contrastive\n")
+    with pytest.raises(ConfigError, match="finesight export .* clip-zero-shot"):
+        stress.attackable(RunFolder(run))
 
 
 # ---- whole or not at all ----------------------------------------------------------------------
@@ -287,6 +334,7 @@ def test_another_run_is_a_surrogate_and_classes_are_matched_by_name(images: Path
     about = results(run)
     clean = json.loads((other / "metrics.json").read_text())["test"]["accuracy"]["value"]
     assert about["surrogate"]["name"] == "other"
+    assert len(about["surrogate"]["weights"]) == 32
     assert about["surrogate"]["clean"] > max(0.45, clean - 0.3)
     assert about["conditions"]["transfer eps 8/255"]["accuracy"]["n"] == about["images"]
     assert "the surrogate other itself" in (run / "report.html").read_text()
@@ -325,6 +373,7 @@ def test_cifar_classes_in_another_order_are_matched_by_name(tmp_path: Path) -> N
     with torch.no_grad():
         torch.testing.assert_close(found(pixels), model.eval()((small - mean) / std)[:, [9, 3, 0]])
     assert name == "resnet.th"
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in prepared(found).modules())
 
 
 # ---- what is refused --------------------------------------------------------------------------

@@ -287,7 +287,7 @@ def test_resume_refuses_other_options_and_changed_data(
         (["run", "classify"], "data.root: required"),
         (["run", "classify", "--data.root", "no/such/folder"], "no/such/folder"),
         (["run", "classify", "--data.rot", "x"], "did you mean 'data.root'"),
-        (["run", "classify", "--train.epochs", "0", "--train.lr", "-1"], "train.epochs"),
+        (["run", "classify", "--train.epochs", "-1", "--train.lr", "-1"], "train.epochs"),
         (["run", "classify", "--train.selection_split", "test"], "must not choose the epoch"),
         (["eval", "no/run"], "not a run folder"),
         (["predict", "no/run", "a.png"], "not a run folder"),

@@ -45,6 +45,17 @@ def test_a_mapping_is_written_as_pairs_or_json_and_replaces_the_one_before() -> 
             config.parse_flags(["--train.names", wrong], Outer)
 
 
+def test_a_mapping_to_lists_is_written_as_pairs_too() -> None:
+    class Words(Section):
+        words: dict[str, list[str]] = {}  # noqa: RUF012 (never mutated)
+
+    for text in ("cat=kitten,dog=puppy,cat=animal", '{"cat": ["kitten", "animal"], "dog": ["puppy"]}'):
+        found = config.parse_flags(["--words", text], Words)
+        assert found == {"words": {"cat": ["kitten", "animal"], "dog": ["puppy"]}}
+    with pytest.raises(ConfigError, match="cat"):
+        config.parse_flags(["--words", "cat"], Words)
+
+
 def test_every_problem_is_reported_at_once_with_path_and_nearest_name() -> None:
     tree = {"sede": 1, "train": {"lr": "fast", "epochs": 0, "shedule": "cosine", "schedule": "cosin"}}
     with pytest.raises(ConfigError) as caught:

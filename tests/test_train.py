@@ -149,6 +149,16 @@ def test_out_of_memory_halves_the_micro_batch_says_so_and_changes_nothing(tmp_pa
     torch.testing.assert_close(weights(short), weights(ample), rtol=0, atol=1e-6)
 
 
+def test_out_of_memory_cuts_no_batch_whose_loss_is_no_mean(tmp_path: Path) -> None:
+    class Indivisible(ShortOfMemory):
+        divisible = False
+
+    said: list[str] = []
+    with pytest.raises(FinesightError, match=r"lower --train\.batch_size"):
+        train(Indivisible(settings(batch_size=8), dropout=0.0), RunFolder(tmp_path), say=said.append)
+    assert not [line for line in said if "accumulated" in line]
+
+
 def test_other_runtime_errors_are_not_taken_for_lack_of_memory(tmp_path: Path) -> None:
     class Broken(Toy):
         def train_step(self, batch: dict[str, Any]) -> Any:

@@ -219,6 +219,9 @@ def _from_text(text: str, annotation: Any) -> Any:
                 pairs = [part.partition("=") for part in text.split(",") if part]
                 if text.startswith("{"):
                     return TypeAdapter(kind).validate_python(json.loads(text))
+                if typing.get_origin(typing.get_args(kind)[1]) is list and all(equals for _, equals, _ in pairs):
+                    lists = {key: [value for name, _, value in pairs if name == key] for key, _, _ in pairs}
+                    return TypeAdapter(kind).validate_python(lists)
                 return TypeAdapter(kind).validate_python(
                     {key: value if equals else None for key, equals, value in pairs}
                 )

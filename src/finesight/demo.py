@@ -37,7 +37,7 @@ def domains(output: Path | None, command: list[str], program: str) -> None:
     result = comparison.compare(list(runs.values()))
     print("\nOn the target's test images, digits over photographs:")
     accuracy = [run | {"metrics": {"accuracy": run["metrics"]["accuracy"]}} for run in result["runs"]]
-    for line in comparison.lines({"runs": accuracy, "pairs": result["pairs"]}):
+    for line in comparison.lines(result | {"runs": accuracy}):
         print(f"  {line}")
     comparison.write_page(result, output / "comparison.html")
     for method, place in runs.items():

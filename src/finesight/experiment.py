@@ -30,9 +30,12 @@ LOCAL_PATHS = (
     ("data", "anomalies"),
     ("model", "name"),
     ("model", "weights"),
+    ("retention", "root"),
+    ("attack", "surrogate"),
 )
 
-# Options that may differ when a run is continued: they do not change its numbers.
+# Options that may differ when a run is continued: they do not change its numbers; nor does the attack that follows it.
+FREE_SECTION = "attack."
 FREE = {"train.workers", "train.save_every", "train.save_minutes", "data.cache_dir", "description"}
 
 
@@ -71,7 +74,7 @@ def execute(
 ) -> Run:
     """`run` with the parts already read; what the command line calls.
 
-    A task with a section `attack` is attacked when it is done, unless `attacked` is false.
+    A task with a section `attack` is attacked when it is done, unless `attacked` is false or it was attacked before.
     """
     kind = recipes.task_class(dict(base))
     config = with_whole_paths(configuration.build(kind.Config, base, overrides))
@@ -86,11 +89,12 @@ def execute(
             f"{folder.path}: already holds a run. Continue it with --resume, or choose another folder with --output."
         )
     config.data.require()
+    attacked = attacked and hasattr(config, "attack") and not was_attacked(folder)
     tell = say if verbose and engine.main else quiet
     if engine.main:
         folder.lock()
     try:
-        _experiment(kind, Request(name, dict(base), command, resume), config, folder, engine, tell)
+        _experiment(kind, Request(name, dict(base), command, resume, attacked), config, folder, engine, tell)
     except Stopped:
         if engine.main:
             folder.update_run(status="stopped")
@@ -99,21 +103,31 @@ def execute(
         if engine.main:
             folder.release()
         engine.close()
-    if attacked and hasattr(config, "attack"):
-        _attack(folder, command, tell, engine.world, verbose)
+    if attacked and engine.world > 1:
+        tell(f"Attacks work in one process: finesight attack {shlex.quote(str(folder.path))}")
+    elif attacked:
+        attack_finished(folder, config, command, verbose=verbose)
     return Run(folder.path)
 
 
-def _attack(folder: RunFolder, command: list[str], tell: Any, processes: int, verbose: bool) -> None:
-    """Stress-test a run that has just finished, as `finesight attack` does; one attacked before is left alone."""
-    if (folder.path / "attack").exists():
-        return
-    if processes > 1:
-        tell(f"Attacks work in one process: finesight attack {shlex.quote(str(folder.path))}")
-        return
+def was_attacked(folder: RunFolder) -> bool:
+    """Whether there are results of a stress test."""
+    return (folder.path / "attack" / "attack.json").is_file()
+
+
+def is_finished(folder: RunFolder) -> bool:
+    """Whether a run has come to its end, which for one with a section `attack` is its stress test."""
+    if not folder.exists() or folder.read_run().get("status") != "finished":
+        return False
+    return "attack" not in configuration.read_yaml(folder.config) or was_attacked(folder)
+
+
+def attack_finished(folder: RunFolder, config: Any, command: list[str], *, verbose: bool) -> None:
+    """Stress-test a run that has just finished, as `finesight attack` does, with the options of `config`."""
     from finesight import stress
 
-    stress.attack(folder.path, command=command, verbose=verbose)
+    options = config.attack.model_dump(mode="json")
+    stress.attack(folder.path, options, overwrite=True, command=command, verbose=verbose)
 
 
 def with_whole_paths(config: Any) -> Any:
@@ -153,17 +167,19 @@ def _same_run(kind: Any, name: str, base: Mapping[str, Any], folder: RunFolder, 
 def changes(before: Any, after: Any) -> list[str]:
     """The options that would make `after` another run than `before`, in words."""
     was, now = configuration.flatten(before), configuration.flatten(after)
-    return [f"{key}: {was[key]!r} -> {now[key]!r}" for key in now if now[key] != was[key] and key not in FREE]
+    kept = [key for key in now if key not in FREE and not key.startswith(FREE_SECTION)]
+    return [f"{key}: {was[key]!r} -> {now[key]!r}" for key in kept if now[key] != was[key]]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: the recipe, its own options, the command, and whether to continue."""
+    """What was asked for: the recipe, its own options, the command, whether to continue, whether to attack it after."""
 
     recipe: str
     options: dict[str, Any]
     command: list[str]
     resume: bool
+    attacked: bool
 
 
 def _experiment(kind: Any, request: Request, config: Any, folder: RunFolder, engine: Engine, say: Any) -> None:
@@ -172,6 +188,10 @@ def _experiment(kind: Any, request: Request, config: Any, folder: RunFolder, eng
     stamp = fingerprint(data, cache.folder(config.data.cache_dir))
     refuse_changed_data(folder, stamp)
     classes = list(data["train"].features["label"].names)
+    if request.attacked:
+        from finesight import stress
+
+        stress.check(config.attack, folder, classes)
     # A run that never reached its first checkpoint starts from the original weights again.
     saved = folder.model if request.resume and any(folder.checkpoints.glob("step-*")) else None
     task = kind(config, classes, engine, say, saved)

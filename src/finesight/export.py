@@ -54,6 +54,12 @@ def _writer(stored: dict[str, Any], saved: Path) -> Callable[[Any, Path], list[s
         return _captioner
     if kind == "classification" and Spec.read(saved).family == "huggingface":
         return _classifier
+    if kind == "robustness":
+        raise ModelError(
+            "The vision tower of a robustness run is not exported: a CLIP folder needs the text tower of the model it "
+            f"began with ({stored['model']['name']}), which the run does not hold. Use the run itself (finesight "
+            "predict, finesight attack); its own weights are in its folder checkpoints, as safetensors."
+        )
     name = stored.get("model", {}).get("name", kind)
     raise ModelError(
         f"{name!r} of a {kind} run: no architecture of Hugging Face's transformers that could be exported. Exported: "

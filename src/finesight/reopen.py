@@ -40,6 +40,12 @@ class Run:
         single = isinstance(inputs, str | Path) or hasattr(inputs, "__array_interface__")
         return self.task.predict_images([inputs] if single else list(inputs))
 
+    def attack(self, options: Mapping[str, Any] | None = None, *, overwrite: bool = False) -> dict[str, Any]:
+        """Stress-test the run, as `finesight attack` does; the content of RUN/attack/attack.json (`stress.attack`)."""
+        from finesight import stress
+
+        return stress.attack(self.path, options, overwrite=overwrite)
+
     @property
     def task(self) -> Any:
         """The task with its best weights, without data."""

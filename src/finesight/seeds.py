@@ -175,7 +175,7 @@ def _continued(
 
 def _finished(output: Path, seed: int) -> bool:
     folder = RunFolder(folder_of(output, seed))
-    return folder.exists() and folder.read_run().get("status") == "finished" and folder.report.is_file()
+    return experiment.is_finished(folder) and folder.report.is_file()
 
 
 def _refuse_other_options(plan: Mapping[str, Any], overrides: Mapping[str, Any], output: Path) -> None:

@@ -14,22 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from datasets import DatasetDict
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from finesight import cache, recipes, stress_results, surrogates
+from finesight import cache, recipes, stress_results, stress_stored, surrogates
 from finesight import config as configuration
 from finesight.attacks import protocol, stored
-from finesight.attacks.bench import Bench
 from finesight.attacks.config import AttackConfig
-from finesight.attacks.scores import interval_entries
 from finesight.data import draws
 from finesight.data.fingerprint import fingerprint
 from finesight.engine import Engine
-from finesight.errors import ConfigError, DataError, RunError
+from finesight.errors import ConfigError, RunError
 from finesight.reopen import quiet, refuse_changed_data, restored, say
 from finesight.run_folder import RunFolder, open_run
 
@@ -69,28 +66,20 @@ def attack(
     folder = open_run(path)
     folder.read_metrics()
     run_options = attackable(folder)
-    config = configuration.build(AttackConfig, run_options.get("attack") or {}, dict(options or {}))
-    protocol.chosen_corruptions(config)
+    config = _options(run_options.get("attack") or {}, dict(options or {}))
+    check(config, folder)
     place = folder.path / "attack"
     if place.exists() and not overwrite:
         raise RunError(f"{place}: there are results already. Replace them with --overwrite.")
-    if config.surrogate is not None:
-        surrogates.check(config.surrogate, folder)
     since, started = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%S%z")
     tell = say if verbose else quiet
     with _held(folder), _opened(folder) as subject:
         subject = _chosen(subject, config)
-        surrogate, name = None, None
+        surrogate = None
         if config.surrogate is not None:
-            surrogate, name = surrogates.load(config.surrogate, subject.task.classes, subject.task.engine.device)
-        size, engine, evaluation = subject.images.shape[-1], subject.task.engine, subject.task.config.evaluation
-        tell(f"Attacking {len(subject.ids):,} test images of {size} x {size} pixels; right afterwards:")
-        found = protocol.measure(
-            subject.model, subject.images, subject.labels, subject.ids, subject.groups, config,
-            surrogate=surrogate, expected=subject.expected, bf16=engine.bf16,
-            resamples=evaluation.resamples, level=evaluation.level, say=tell, shown=verbose,
-        )  # fmt: skip
-        summary = stress_results.summary(folder, subject, config, found, name) | {
+            surrogate = surrogates.load(config.surrogate, subject.task.classes, subject.task.engine.device)
+        found = _measured(subject, config, surrogate, tell, verbose)
+        summary = stress_results.summary(folder, subject, config, found, surrogate) | {
             "command": shlex.join(command), "started": started, "seconds": round(time.monotonic() - since, 2),
         }  # fmt: skip
         stress_results.write(folder, subject, config, found, summary)
@@ -98,6 +87,18 @@ def attack(
             tell(f"ALARM: {alarm}")
         _report(folder, folder.path / "attack", tell)
     return summary
+
+
+def _measured(
+    subject: Subject, config: AttackConfig, surrogate: surrogates.Surrogate | None, tell: Any, shown: bool
+) -> protocol.Measured:
+    size, engine, evaluation = subject.images.shape[-1], subject.task.engine, subject.task.config.evaluation
+    tell(f"Attacking {len(subject.ids):,} test images of {size} x {size} pixels; right afterwards:")
+    return protocol.measure(
+        subject.model, subject.images, subject.labels, subject.ids, subject.groups, config,
+        surrogate=surrogate and surrogate.model, expected=subject.expected, bf16=engine.bf16,
+        resamples=evaluation.resamples, level=evaluation.level, say=tell, shown=shown,
+    )  # fmt: skip
 
 
 def on_stored(
@@ -118,78 +119,15 @@ def on_stored(
         engine = Engine(config.precision)
         try:
             task = restored(folder, quiet, engine, config)
-            summary, rows = _measured_on(folder, task, found, str(file))
+            summary, rows = stress_stored.measured_on(folder, task, found, str(file))
         finally:
             engine.close()
         summary["command"] = shlex.join(command)
         place = stress_results.write_stored(folder, found.about["sha256"][:12], summary, rows)
-        for line in _stored_lines(summary):
+        for line in stress_stored.lines(summary):
             tell(line)
         _report(folder, place, tell)
     return summary
-
-
-def _measured_on(
-    folder: RunFolder, task: Any, found: stored.StoredSet, file: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The summary, and the columns of the table of samples."""
-    unknown = [name for name in found.classes if name not in task.classes]
-    if unknown:
-        raise DataError(
-            f"{file}: has classes that this run does not know: {', '.join(unknown[:8])}. It knows "
-            f"{', '.join(task.classes[:12])}; both runs need the same class names."
-        )
-    labels = np.array([task.classes.index(name) for name in found.classes], dtype=np.int64)[found.labels]
-    bench = Bench(surrogates.pixel_model(task), found.images, labels, found.ids, AttackConfig(), bf16=task.engine.bf16)
-    since = time.monotonic()
-    bench.record("stored", "stored", bench.everything, bench.over("stored", bench.everything, lambda x, *_: x), since)
-    alarms, own = [], own_probabilities(folder, found.ids)
-    if own is None:
-        alarms.append(
-            "Not all of the stored images are in this run's test split: it may have been trained on some of them, and "
-            "its accuracy without the attack is not known."
-        )
-    else:
-        bench.record("clean", "clean", bench.everything, own.argmax(1), since)
-    evaluation = task.config.evaluation
-    groups = np.asarray(found.groups) if len(set(found.groups)) < len(found.groups) else None
-    entries = interval_entries(
-        bench.conditions, labels, groups, resamples=evaluation.resamples, seed=task.config.seed, level=evaluation.level
-    )
-    summary = {
-        "format": stored.FORMAT,
-        "file": file,
-        "source": found.about,
-        "accuracy": entries["stored"]["accuracy"],
-        "clean": entries["clean"]["accuracy"] if own is not None else None,
-        "alarms": alarms,
-    }
-    said = bench.conditions["stored"].predictions
-    rows = {
-        "id": found.ids,
-        "group": found.groups,
-        "reference": [task.classes[label] for label in labels],
-        "prediction": [task.classes[label] for label in said],
-    }
-    return summary, rows
-
-
-def _stored_lines(summary: Mapping[str, Any]) -> list[str]:
-    from finesight.report import numbers
-
-    def text(entry: Mapping[str, Any] | None) -> str:
-        if entry is None:
-            return "not known"
-        value = numbers.number("accuracy", entry["value"], entry["n"])
-        return f"{value} (interval {numbers.interval('accuracy', entry)}, n = {entry['n']:,})"
-
-    source = summary["source"]
-    return [
-        f"Images of {source['model']['name']}: {source['attack']}",
-        f"Accuracy on them: {text(summary['accuracy'])}",
-        f"Accuracy on the same images without the attack: {text(summary['clean'])}",
-        *(f"ALARM: {alarm}" for alarm in summary["alarms"]),
-    ]
 
 
 def main(
@@ -213,6 +151,12 @@ def attackable(folder: RunFolder) -> dict[str, Any]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("attack: works in one process; start it without torchrun.")
     stored_options = configuration.read_yaml(folder.config)
+    if stored_options.get("task") == "contrastive":
+        raise ConfigError(
+            f"{folder.path}: a contrastive run learns images and texts, and gives no classes by itself. Write its CLIP "
+            f"out, finesight export {shlex.quote(str(folder.path))} FOLDER, and attack that as a classifier: "
+            "finesight run clip-zero-shot --model.name FOLDER."
+        )
     if stored_options.get("task") not in surrogates.ATTACKABLE:
         raise ConfigError(
             f"{folder.path}: a {stored_options.get('task')} run gives images no classes, so there is nothing to "
@@ -244,12 +188,28 @@ def _opened(folder: RunFolder) -> Iterator[Subject]:
         part = task.prepare(DatasetDict({"test": data["test"]}))["test"]
         task.model.eval()
         ids, groups = list(part["id"]), list(part["group"])
-        expected = own_probabilities(folder, ids)
+        expected = stress_stored.own_probabilities(folder, ids)
         yield Subject(
             task, surrogates.pixel_model(task), task.pixels["test"], task.labels["test"], ids, groups, expected
         )
     finally:
         engine.close()
+
+
+def check(config: AttackConfig, victim: RunFolder | None = None, classes: Sequence[str] | None = None) -> None:
+    """Raise `UserError` subclasses for options that no stress test could follow, so that no training is in vain."""
+    protocol.chosen_corruptions(config)
+    if config.surrogate is not None:
+        surrogates.check(config.surrogate, victim, classes)
+
+
+def _options(stored_options: Mapping[str, Any], given: Mapping[str, Any]) -> AttackConfig:
+    """The run's own options with those given over them; its lengths belong to its own norm."""
+    norm = stored_options.get("norm", "linf")
+    kept = stored_options
+    if given.get("norm", norm) != norm:
+        kept = {key: value for key, value in stored_options.items() if key not in ("eps", "step", "auto_eps")}
+    return configuration.build(AttackConfig, kept, given)
 
 
 def _chosen(subject: Subject, config: AttackConfig) -> Subject:
@@ -278,15 +238,6 @@ def chosen_rows(ids: Sequence[str], labels: NDArray[np.int64], count: int, seed:
         # The images of a class lie evenly spaced in (0, 1), in the order of their draws.
         place[rows[np.argsort(drawn[rows])]] = (np.arange(len(rows)) + 0.5) / len(rows)
     return np.lexsort((drawn, place))[:count].astype(np.int64)
-
-
-def own_probabilities(folder: RunFolder, ids: Sequence[str]) -> NDArray[np.float64] | None:
-    """What the run gave test images, [N, C], from predictions.parquet; None where one of them is not there."""
-    if not folder.predictions.is_file():
-        return None
-    rows = pq.read_table(folder.predictions, columns=["id", "scores"], filters=[("split", "==", "test")])
-    known = dict(zip(*(rows.column(name).to_pylist() for name in ("id", "scores")), strict=True))
-    return np.array([known[name] for name in ids]) if all(name in known for name in ids) else None
 
 
 def _report(folder: RunFolder, results: Path, tell: Any) -> None:

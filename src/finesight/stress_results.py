@@ -16,21 +16,24 @@ from finesight.attacks.protocol import Measured
 from finesight.files import replacing, sync, write_json
 from finesight.models.weights import state_hash
 from finesight.run_folder import RunFolder, versions
+from finesight.surrogates import Surrogate
 
 if TYPE_CHECKING:
     from finesight.stress import Subject
 
 
 def summary(
-    folder: RunFolder, subject: "Subject", config: AttackConfig, found: Measured, surrogate: str | None
+    folder: RunFolder, subject: "Subject", config: AttackConfig, found: Measured, surrogate: Surrogate | None
 ) -> dict[str, Any]:
     """The content of attack.json."""
     facts = dict(found.facts)
-    about_surrogate = None if surrogate is None else {"name": surrogate, **facts.pop("surrogate")}
+    about_surrogate = surrogate and {
+        "name": surrogate.name, "weights": state_hash(surrogate.model), **facts.pop("surrogate"),
+    }  # fmt: skip
     return {
         "format": stored.FORMAT,
         "versions": versions(),
-        "options": config.model_dump(mode="json"),
+        "options": config.model_dump(mode="json") | {"eps": config.wanted_eps},
         "classes": subject.task.classes,
         "images": len(subject.ids),
         "of": len(subject.task.labels["test"]),
@@ -39,8 +42,11 @@ def summary(
             "verdicts": "bf16" if facts["verdicts_in_bf16"] else "fp32",
             "steps": "bf16" if facts["steps_in_bf16"] else "fp32",
         },
-        "data": {"fingerprint": folder.recorded("data").get("fingerprint")},
-        "model": {"name": folder.recorded("model")["name"], "weights": state_hash(subject.task.model)},
+        "data": {
+            "fingerprint": folder.recorded("data").get("fingerprint"),
+            "test": folder.recorded("data").get("fingerprints", {}).get("test"),
+        },
+        "model": {"name": _public(folder.recorded("model")["name"]), "weights": state_hash(subject.task.model)},
         "batch_size": facts["batch_size"],
         "alone": facts["alone"],
         "surrogate": about_surrogate,
@@ -56,6 +62,11 @@ def summary(
         "corruption": found.corruption,
         "alarms": found.alarms,
     }
+
+
+def _public(name: str) -> str:
+    """A model's name; of a local folder the last part of its path, because adversarial.json is passed on."""
+    return Path(name).name if Path(name).expanduser().is_absolute() else name
 
 
 def write(folder: RunFolder, subject: "Subject", config: AttackConfig, found: Measured, about: dict[str, Any]) -> None:

@@ -12,30 +12,39 @@ from finesight.metrics import bootstrap
 from finesight.metrics.means import MeanMetric
 from finesight.run_folder import open_run
 
-SHOWN = ("clean", "transfer", "pgd", "auto")
-"""Kinds of conditions that are compared; the others stand in each run's own report."""
+OPTIONS = {
+    "transfer": ("iters", "step"),
+    "pgd": ("iters", "step", "restarts"),
+    "auto": ("auto_iters", "queries"),
+    "worst": ("iters", "step", "restarts", "auto_iters", "queries"),
+}
+SHOWN = ("clean", *OPTIONS)
+"""Kinds of conditions that are compared, where the options of their attack agree; the others stand in each report."""
+
+Report = dict[str, Any]
+Hits = dict[str, dict[str, bool]]
 
 
 def table(paths: Sequence[Path], names: Sequence[str], *, resamples: int = 1000, level: float = 0.95) -> dict[str, Any]:
-    """{"conditions": [...], "runs": [{name, trainable, total, seconds, accuracy: {condition: entry}}], "pairs": [...]}.
+    """{"conditions": [...], "runs": [{name, trainable, total, seconds, accuracy: {condition: entry}}], "pairs": [...],
+    "left_out": [sentences]}.
 
     Of runs that were all attacked; else no conditions. An entry is {value, low, high, n}, a pair
     {a, b, accuracy: {condition: {a, b, difference, low, high, p, n}}} of every run with the first one, on the same
-    images with the same resamples. Conditions that not all runs share, or that were measured on other images, are left
-    out.
+    images with the same resamples, whole groups at once where images have some. Conditions that not all runs share, or
+    that were measured on other images or by an attack with other options, are left out and named with the reason.
     """
     found = [_read(path) for path in paths]
-    if any(one is None for one in found):
-        return {"conditions": [], "runs": [], "pairs": []}
+    lacking = [name for name, one in zip(names, found, strict=True) if one is None]
+    if lacking:
+        said = [f"{name}: not attacked, so no attacks are compared; finesight attack RUN." for name in lacking]
+        return {"conditions": [], "runs": [], "pairs": [], "left_out": said if len(lacking) < len(names) else []}
     reports, hits = [one[0] for one in found if one], [one[1] for one in found if one]
-    first = reports[0]["conditions"]
-    shared = [
-        name
-        for name, condition in first.items()
-        if condition["kind"] in SHOWN
-        and all(name in report["conditions"] for report in reports)
-        and all(hit[name].keys() == hits[0][name].keys() for hit in hits)
-    ]
+    groups = next(one[2] for one in found if one)
+    candidates = [name for name, condition in reports[0]["conditions"].items() if condition["kind"] in SHOWN]
+    reasons = {name: _unlike(name, reports, hits, names) for name in candidates}
+    shared = [name for name in candidates if reasons[name] is None]
+    left_out = [f"{name}: {reason}." for name, reason in reasons.items() if reason is not None]
     runs = []
     for path, name, report in zip(paths, names, reports, strict=True):
         run = open_run(path).read_run()
@@ -50,15 +59,50 @@ def table(paths: Sequence[Path], names: Sequence[str], *, resamples: int = 1000,
             order = sorted(hits[0][condition])
             rows = [np.array([[one[condition][key]] for key in order], float) for one in (hits[0], hit)]
             both = [metric.statistics(values) for values in rows]
-            entries[condition] = bootstrap.paired(metric, *both, resamples=resamples, level=level)["accuracy"]
+            of = [groups[key] for key in order]
+            together = of if len(set(of)) < len(of) else None
+            differences = bootstrap.paired(metric, *both, groups=together, resamples=resamples, level=level)
+            entries[condition] = differences["accuracy"]
         pairs.append({"a": names[0], "b": name, "accuracy": entries})
-    return {"conditions": shared, "runs": runs, "pairs": pairs}
+    return {"conditions": shared, "runs": runs, "pairs": pairs, "left_out": left_out}
+
+
+def _unlike(name: str, reports: Sequence[Report], hits: Sequence[Hits], names: Sequence[str]) -> str | None:
+    """Why a condition of the first run cannot be compared with that of the same name in the others; None if it can."""
+    for run, report, hit in zip(names[1:], reports[1:], hits[1:], strict=True):
+        if name not in report["conditions"]:
+            return f"{run} was not measured under it"
+        mine, other = (_how(name, each) for each in (reports[0], report))
+        if mine != other:
+            different = [f"{key} {mine[key]} and {other.get(key)}" for key in mine if mine[key] != other.get(key)]
+            return f"{names[0]} and {run} were attacked differently ({', '.join(different)})"
+        if hit[name].keys() != hits[0][name].keys():
+            return f"{names[0]} and {run} were attacked on other images"
+    return None
+
+
+def _how(name: str, report: Report) -> dict[str, Any]:
+    """The options that decide the strength of the attack behind a condition, and its draws."""
+    options, condition = report["options"], report["conditions"][name]
+    if condition["kind"] == "clean":
+        return {}
+    found = {key: options[key] for key in ("norm", "seed", *OPTIONS[condition["kind"]])}
+    found["pixels"] = report["resolution"]["attacked"]
+    if condition["kind"] in ("pgd", "worst"):
+        # By the worst-of rule, what a smaller budget broke stays broken.
+        curve = [c["eps"] for c in report["conditions"].values() if c["kind"] == "pgd"]
+        found["budgets"] = sorted(eps for eps in curve if eps <= condition["eps"])
+    if condition["kind"] == "transfer":
+        surrogate = report.get("surrogate") or {}
+        found["surrogate"] = (surrogate.get("weights") or surrogate.get("name") or "unknown")[:12]
+    return found
 
 
 def lines(found: dict[str, Any]) -> list[str]:
     """The table as text: a row for each run."""
+    left_out = [f"Left out: {sentence}" for sentence in found.get("left_out", [])]
     if not found["conditions"]:
-        return []
+        return left_out
     head = ["run", "trained", "minutes", *found["conditions"]]
     rows = [
         [
@@ -69,9 +113,19 @@ def lines(found: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     text = ["Accuracy in % under attack, with intervals (minutes are those of the whole run without the attacks)"]
-    return text + [
+    text += [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]
     ]
+    return text + [f"    {line}" for pair in found["pairs"] for line in _differences(pair)] + left_out
+
+
+def _differences(pair: dict[str, Any]) -> list[str]:
+    """The paired differences of a run from the first one, in points."""
+    found = []
+    for name, entry in pair["accuracy"].items():
+        interval = "" if entry["low"] is None else f" [{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}]"
+        found.append(f"{pair['b']} - {pair['a']}, {name}: {100 * entry['difference']:+.1f} points{interval}")
+    return found
 
 
 def _percent(entry: dict[str, Any]) -> str:
@@ -79,8 +133,8 @@ def _percent(entry: dict[str, Any]) -> str:
     return f"{100 * entry['value']:.1f}{interval}"
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, bool]]] | None:
-    """attack.json of a run, and for each condition which images it got right; None where it was not attacked."""
+def _read(path: Path) -> tuple[Report, Hits, dict[str, str]] | None:
+    """attack.json of a run, for each condition which images it got right, and their groups; None where not attacked."""
     place = open_run(path).path / "attack"
     if not (place / "attack.json").is_file():
         return None
@@ -95,4 +149,4 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, bool]]] | Non
         for name in report["conditions"]
         if name in rows
     }
-    return report, right
+    return report, right, dict(zip(rows["id"], rows["group"], strict=True))

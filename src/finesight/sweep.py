@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finesight import comparison, experiment, recipes
+from finesight import comparison, experiment, recipes, stress
 from finesight import config as configuration
-from finesight.errors import ConfigError
+from finesight.errors import ConfigError, RunError
+from finesight.files import read_json
 from finesight.reopen import say
 from finesight.run_folder import RunFolder
 
@@ -47,7 +48,8 @@ def execute(words: list[str], flags: list[str], output: Path) -> Path:
     """Run every recipe of `words` that has not finished in `output` yet, then write and print the comparison.
 
     Returns the path of the page. Options of every run are checked before the first one starts. Raises `ConfigError` for
-    fewer than two runs, two of one name, and options that a recipe does not know.
+    fewer than two runs, two of one name, and options that a recipe does not know; `RunError` where a folder holds a run
+    with other options.
     """
     items = [parse(word) for word in words]
     names = [item.name for item in items]
@@ -56,15 +58,20 @@ def execute(words: list[str], flags: list[str], output: Path) -> Path:
             "sweep: give two or more recipes that differ, e.g. finesight sweep clip-zero-shot clip-tecoa."
         )
     plans = [(item, *_plan(item, flags)) for item in items]
+    for item, _, base, options in plans:
+        _refuse_another_run(RunFolder(output / item.name), base, options)
     for item, name, base, options in plans:
         folder = RunFolder(output / item.name)
-        begun = folder.exists()
-        if begun and folder.read_run().get("status") == "finished":
-            say(f"== {item.name}: has finished already")
-            continue
-        say(f"== {item.name}")
         command = ["finesight", "run", item.recipe, *flags, *item.flags, "--output", str(folder.path)]
-        experiment.execute(name, base, options, folder.path, begun, command)
+        if experiment.is_finished(folder):
+            say(f"== {item.name}: has finished already")
+        elif folder.exists() and folder.read_run().get("status") == "finished":
+            say(f"== {item.name}: has finished already, all but its attack")
+            config = experiment.with_whole_paths(configuration.build(recipes.task_class(base).Config, base, options))
+            experiment.attack_finished(folder, config, command, verbose=True)
+        else:
+            say(f"== {item.name}")
+            experiment.execute(name, base, options, folder.path, folder.exists(), command)
     result = comparison.compare([output / name for name in names])
     for line in comparison.lines(result):
         say(line)
@@ -78,5 +85,38 @@ def _plan(item: Item, flags: list[str]) -> tuple[str, dict[str, Any], Mapping[st
     name, base = recipes.read(item.recipe)
     kind = recipes.task_class(base).Config
     options = configuration.parse_flags([*flags, *item.flags], kind)
-    configuration.build(kind, base, options).data.require()
+    config = configuration.build(kind, base, options)
+    config.data.require()
+    if hasattr(config, "attack"):
+        stress.check(config.attack)
     return name, base, options
+
+
+def _refuse_another_run(folder: RunFolder, base: dict[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuse to take a run, or its stress test, with other options for the one that is wanted."""
+    if not folder.exists():
+        return
+    kind = recipes.task_class(base).Config
+    wanted = experiment.with_whole_paths(configuration.build(kind, base, options))
+    changed = experiment.changes(configuration.build(kind, configuration.read_yaml(folder.config)), wanted)
+    if changed:
+        raise RunError(
+            *changed, f"{folder.path}: holds a run with other options (there -> here). Give the sweep those it began "
+            "with, or another --output.",
+        )  # fmt: skip
+    if hasattr(wanted, "attack") and experiment.was_attacked(folder):
+        about = read_json(folder.path / "attack" / "attack.json")
+        was = _with_whole_surrogate(about.get("options", {}))
+        now = wanted.attack.model_dump(mode="json") | {"eps": wanted.attack.wanted_eps}
+        other = [f"attack.{key}: {was[key]!r} -> {now[key]!r}" for key in now if key in was and was[key] != now[key]]
+        if other:
+            raise RunError(
+                *other, f"{folder.path}: was attacked with other options (there -> here). Attack it anew with "
+                "finesight attack RUN --overwrite and the options wanted here, or give the sweep those of before.",
+            )  # fmt: skip
+
+
+def _with_whole_surrogate(options: dict[str, Any]) -> dict[str, Any]:
+    """As `experiment.with_whole_paths` makes it: `finesight attack` keeps the path as it was given."""
+    path = Path(options.get("surrogate") or "").expanduser()
+    return options | ({"surrogate": str(path.absolute())} if options.get("surrogate") and path.exists() else {})

@@ -87,6 +87,12 @@ class Loop:
                 if not is_out_of_memory(error):
                     raise
                 size = max(len(piece["id"]) for piece in pieces)
+                if not getattr(self.task, "divisible", True):
+                    raise FinesightError(
+                        f"Out of memory with {size} samples at once: {str(error).splitlines()[0]} The loss is no mean "
+                        "over the samples, so that smaller pieces would change it: lower --train.batch_size or "
+                        "--model.image_size; the last checkpoint is kept."
+                    ) from None
                 if size == 1 or stepped or self.engine.world > 1:
                     raise FinesightError(
                         f"Out of memory with {size} samples at once: {str(error).splitlines()[0]} Lower "

@@ -29,6 +29,7 @@ def condition(kind: str, share: float, count: int = IMAGES, **about: Any) -> Con
 def healthy() -> dict[str, Condition]:
     budgets = {1 / 255: (0.9, 0.88), LARGEST: (0.4, 0.2)}
     found = {"clean": condition("clean", 0.95), "huge": condition("huge", 0.0, 100, eps=0.5)}
+    found["noise"] = condition("noise", 0.9, eps=LARGEST)
     for eps, (single, many) in budgets.items():
         found[f"fgsm {eps}"] = condition("fgsm", single, eps=eps)
         found[f"pgd {eps}"] = condition("pgd", many, eps=eps, iters=20)
@@ -82,6 +83,12 @@ def test_a_healthy_result_raises_none() -> None:
         ("steps 20", condition("steps", 0.55, 100, eps=LARGEST, iters=20), "Accuracy rises with the steps"),
         ("steps 50", condition("steps", 0.2, 100, eps=LARGEST, iters=50), "20 steps are too few"),
         ("stored", condition("stored", 0.5, eps=LARGEST), "Rounding to 8 bits undoes the attack"),
+        ("noise", condition("noise", 0.15, eps=LARGEST), "Random noise breaks more than PGD"),
+        (
+            "square",
+            condition("auto", 0.24, 100, eps=LARGEST, stage="square", last=True),
+            "The ensemble is the weaker attack",
+        ),
     ],
 )
 def test_each_alarm(name: str, made: Condition, words: str) -> None:
@@ -104,6 +111,20 @@ def test_an_ensemble_that_breaks_much_more_than_pgd() -> None:
 def test_a_surrogate_that_is_right_on_nothing() -> None:
     (found,) = raised(healthy(), surrogate={"clean": 0.1, "attacked": 0.0})
     assert "The surrogate itself is right on 10.0%" in found
+
+
+def test_a_surrogate_that_withstands_its_own_attack() -> None:
+    (found,) = raised(healthy(), surrogate={"clean": 0.9, "attacked": 0.6})
+    assert "The surrogate withstands its own attack: 60.0% right under it, 90.0% without" in found
+    assert raised(healthy(), surrogate={"clean": 0.9, "attacked": 0.4}) == []
+
+
+def test_steps_are_too_few_where_only_larger_numbers_were_tried() -> None:
+    more = {name: c for name, c in healthy().items() if not name.startswith("steps")}
+    near, far = (condition("steps", share, 100, eps=LARGEST, iters=50) for share in (0.19, 0.1))
+    assert raised({**more, "steps 50": near}) == []
+    (found,) = raised({**more, "steps 50": far})
+    assert "20 steps are too few: 50 steps leave 10.0% right instead of 20.0%" in found
 
 
 def test_another_model_than_the_run_saw() -> None:

@@ -144,11 +144,15 @@ def test_every_condition_is_there_and_on_the_images_it_should_be(found: Measured
     few = [name for name in sizes if "step" in name]
     assert len(few) == 2
     assert {sizes[name] for name in few} == {40}
-    assert {size for name, size in sizes.items() if name not in few and "127.5" not in name and "auto" not in name} == {
-        COUNT
-    }
+    assert {
+        size
+        for name, size in sizes.items()
+        if name not in few and "127.5" not in name and not name.startswith(("auto", "worst"))
+    } == {COUNT}
     assert sum(name.startswith(("brightness", "gaussian_noise")) for name in sizes) == 10
     assert right(found, "check eps 127.5/255").mean() == 0
+    both = right(found, "auto eps 40/255") & right(found, "pgd eps 40/255")[:30]
+    assert (right(found, "worst eps 40/255") == both).all()
 
 
 def test_the_stages_of_the_ensemble_break_more_and_more(found: Measured) -> None:

@@ -1,5 +1,6 @@
 """Stored adversarial images: rounding keeps the budget, and a file that changed or is none is refused."""
 
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -135,6 +136,45 @@ def test_arrays_that_do_not_fit_are_refused(written: Path, change: str) -> None:
     else:
         arrays["more"] = np.zeros(3)
     np.savez(written, **arrays)
+    resign(written)
+    with pytest.raises(DataError):
+        stored.read(written)
+
+
+def npy(shape: tuple[int, ...], content: bytes) -> bytes:
+    """An npy file of uint8 whose header claims `shape`."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.getvalue() + content
+
+
+def repacked(path: Path, content: bytes) -> None:
+    """The same archive with other bytes for its images."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, whole in (parts | {"images.npy": content}).items():
+            archive.writestr(name, whole)
+    resign(path)
+
+
+@pytest.mark.parametrize("shape", [(10**7, 10**7), (10**20,), (-1, -100), (99,)])
+def test_a_header_that_lies_about_the_size_is_refused(written: Path, shape: tuple[int, ...]) -> None:
+    """numpy would reserve the memory that it claims."""
+    repacked(written, npy(shape, b"x" * 100))
+    with pytest.raises(DataError, match=r"images.npy is no plain|not a stored set"):
+        stored.read(written)
+
+
+def test_a_damaged_stream_is_refused(written: Path) -> None:
+    arrays = dict(np.load(written))
+    np.savez_compressed(written, **arrays)
+    with zipfile.ZipFile(written) as archive:
+        part = archive.getinfo("images.npy")
+    content = bytearray(written.read_bytes())
+    start = part.header_offset + 30 + len("images.npy") + 20
+    content[start : start + 200] = b"\xff" * 200
+    written.write_bytes(content)
     resign(written)
     with pytest.raises(DataError):
         stored.read(written)

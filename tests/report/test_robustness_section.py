@@ -136,11 +136,12 @@ def test_missing_parts_leave_no_gap(folder: Path) -> None:
     write_json(folder / "attack" / "attack.json", less)
     shutil.rmtree(folder / "attack" / "figures")
     page = written(folder)
-    assert "No alarm: nothing looks like a hidden gradient" in page.text
+    assert "PGD with random noise and PGD with FGSM." in page.text
+    assert "may go unseen: more steps of PGD (--steps), the ensemble of attacks (--auto), a transferred" in page.text
     assert "Corruptions" not in page.text
     assert "By number of steps" not in page.text
     assert (
-        "ensemble"
+        "ensemble:"
         not in page.text.partition("Files in the folder")[0].partition("Robustness")[2].partition("By budget")[0]
     )
 
@@ -157,6 +158,20 @@ def test_stored_images_of_other_runs_are_listed(folder: Path) -> None:
             assert fact in page.text, fact
         assert page.sections == WITH
         shutil.rmtree(place, ignore_errors=True)
+
+
+def test_checks_that_ran_are_named() -> None:
+    from finesight.report.robustness_section import _checks
+
+    text = _checks(about()["conditions"])
+    assert "PGD with more steps, PGD with the ensemble of attacks and PGD with a transferred attack." in text
+    assert "unseen" not in text
+
+
+def test_the_sentence_takes_the_worst_of_both_attacks() -> None:
+    both = about()
+    both["conditions"]["worst eps 8/255"] = made("worst", 0.05, 10, eps=8 / 255)
+    assert "on 5.0 % of 10 under the worst of PGD and the ensemble (eps 8/255)" in sentence(both)
 
 
 def test_the_sentence_names_the_largest_budget() -> None:

@@ -231,7 +231,7 @@ def test_copying_gives_a_loss_near_zero_and_worthless_captions(many_captions: Pa
             else:
                 generation.refuse_leak(task.model, task.states(batch), caption)
     assert losses[True] < 0.1
-    assert losses[False] > 1
+    assert losses[False] > 0.5
     assert alike[True] > 0.8  # the word that it read last, again and again
     assert alike[False] < 0.5
 

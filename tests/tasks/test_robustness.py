@@ -1,6 +1,7 @@
 """Zero-shot classification and its defences (S12): counts, losses, what stays frozen, and the mistakes to exclude."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from finesight import config as configuration
+from finesight import experiment
 from finesight.adaptation import zero_shot
 from finesight.adaptation.zero_shot import ZeroShotAdaptConfig
 from finesight.attacks import Normalized
@@ -22,7 +24,8 @@ from finesight.models import clip
 from finesight.models.clip import ClipConfig
 from finesight.reopen import quiet
 from finesight.tasks import retention, robustness
-from finesight.tasks.robustness import DefenceConfig, Robustness, RobustnessConfig
+from finesight.tasks.defence import ADVERSARIAL, DefenceConfig
+from finesight.tasks.robustness import Robustness, RobustnessConfig
 from tests.models import folders
 
 CLASSES = ["airplane", "cat", "frog"]
@@ -105,6 +108,33 @@ def test_random_weights_that_would_stay_are_refused() -> None:
     model = clip.build(ClipConfig(name="small-clip"), CLASSES)
     with pytest.raises(ModelError, match="allow_random_frozen"):
         zero_shot.apply(model, ZeroShotAdaptConfig(method="lora"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"defence__method": "fare"}, {"defence__method": "coprompt"}, {"retention__labels": dict.fromkeys(CLASSES, "x")}],
+)
+def test_the_model_before_training_must_have_weights(
+    folder: Path, images: Path, tmp_path: Path, given: dict[str, Any]
+) -> None:
+    """A random one would be drawn anew, and be another."""
+    if "retention__labels" in given:
+        given = {"retention__labels": {**given["retention__labels"], "cat": "y"}}
+    for model in ({"model__name": "small-clip"}, {"model__pretrained": False}):
+        with pytest.raises(ModelError, match="drawn anew"):
+            made(folder, images, tmp_path, adapt__allow_random_frozen=True, **given, **model)
+
+
+def test_a_folder_with_the_name_of_a_built_in_model_is_not_passed_over(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path / "small-clip")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"\./small-clip"):
+        clip.build(ClipConfig(name="small-clip"), CLASSES)
+    named = clip.build(ClipConfig(name="./small-clip"), CLASSES)
+    expected = clip.build(ClipConfig(name=str(folder)), CLASSES)
+    assert torch.equal(named.head.class_vectors, expected.head.class_vectors)  # type: ignore[arg-type]
 
 
 # ---- one function of pixels -----------------------------------------------------------------------
@@ -201,8 +231,8 @@ def test_steps_move_what_trains_and_nothing_else(
 
 def test_adversarial_accuracy_is_below_the_clean_one_and_repeats(folder: Path, images: Path, tmp_path: Path) -> None:
     task = made(folder, images, tmp_path, defence__method="tecoa", defence__eps="16/255")
-    first = task.validators({})[robustness.ADVERSARIAL]
-    assert first == task.validators({})[robustness.ADVERSARIAL]
+    first = task.validators({})[ADVERSARIAL]
+    assert first == task.validators({})[ADVERSARIAL]
     with torch.inference_mode():
         clean = task.predict(task.held_out("validation").take(np.arange(12))).argmax(1)
     assert first <= (clean == task.labels["validation"]).mean()
@@ -223,6 +253,16 @@ def test_adversarial_accuracy_is_below_the_clean_one_and_repeats(folder: Path, i
 def test_a_defence_needs_parameters_and_epochs(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="do not go together"):
         configuration.build(RobustnessConfig, given)
+
+
+def test_the_attack_that_follows_changes_no_number_of_the_run() -> None:
+    """So that a run whose attack was impossible is continued with another."""
+    given: dict[str, Any] = {"train": {"epochs": 0}}
+    before, other = (
+        configuration.build(RobustnessConfig, given, {"attack": attack}) for attack in ({}, {"iters": 7, "eps": [0.1]})
+    )
+    assert experiment.changes(before, other) == []
+    assert experiment.changes(before, configuration.build(RobustnessConfig, given, {"seed": 1})) != []
 
 
 def test_lengths_are_fractions_of_the_range() -> None:
@@ -265,12 +305,29 @@ def test_a_run_from_data_to_attack(folder: Path, images: Path, tmp_path: Path, c
     assert set(metrics["retention"]) == {"before", "after", "difference"}
     attacked = json.loads((output / "attack" / "attack.json").read_text())
     assert attacked["conditions"]["clean"]["accuracy"]["n"] == 12
-    assert "white-box" in (output / "report.html").read_text().lower()
+    assert '<section id="robustness">' in (output / "report.html").read_text()
     capsys.readouterr()
     assert main(["eval", str(output), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] == metrics["test"]["accuracy"]
     assert main(["replay", str(output)]) == 0
     assert "bit for bit" in capsys.readouterr().out
+
+
+def test_a_wrong_second_label_set_costs_no_training(folder: Path, images: Path, tmp_path: Path, capsys: Any) -> None:
+    words = ["run", "clip-vpt", "--data.root", str(images), "--model.name", str(folder), *QUICK]
+    words += ["--output", str(tmp_path / "run"), "--retention.root", str(tmp_path / "typo.npz")]
+    assert main(words) == 2
+    assert "typo.npz" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_set_of_images_is_read_before_the_first_step(folder: Path, images: Path, tmp_path: Path) -> None:
+    task = made(folder, images, tmp_path, retention__root=str(images))
+    assert task.second is not None
+    assert (len(task.second.labels), task.second.classes) == (12, CLASSES)
+    assert any("Second label set" in note and "12 images" in note for note in task.model.notes)
+    found = retention.measured(task, ["0"] * 12)["retention"]
+    assert found["before"]["n"] == 12
 
 
 def test_zero_shot_needs_no_training(folder: Path, images: Path, tmp_path: Path) -> None:

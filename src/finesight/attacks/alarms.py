@@ -37,6 +37,7 @@ def found(
         *_meaningless(entries["clean"]["accuracy"], labels),
         *_other_model(*clean, labels),
         *look.masking(),
+        *look.noise(),
         *look.transfer(),
         *look.ensemble(),
         *look.steps(),
@@ -119,6 +120,16 @@ class _Look:
                     "steps that are too long (--step)."
                 )
 
+    def noise(self) -> Iterator[str]:
+        for random in self.of("noise"):
+            white = self.pgd[random.about["eps"]]
+            if self.accuracy(random) < self.accuracy(white) - slack(len(self.labels)):
+                yield (
+                    f"Random noise breaks more than PGD: at eps {self.named(random.about['eps'])} noise leaves "
+                    f"{self.accuracy(random):.1%} right, PGD {self.accuracy(white):.1%}. The attack does not work: its "
+                    "gradient is hidden, or its steps are too few or too short (--iters, --step)."
+                )
+
     def transfer(self) -> Iterator[str]:
         for moved in self.of("transfer"):
             own = self.facts["surrogate"]
@@ -126,6 +137,12 @@ class _Look:
                 yield (
                     f"The surrogate itself is right on {own['clean']:.1%} of the clean images: what transfers from it "
                     "says little. Check its weights, its normalisation and the names of its classes."
+                )
+            elif own["attacked"] > own["clean"] / 2:
+                yield (
+                    f"The surrogate withstands its own attack: {own['attacked']:.1%} right under it, "
+                    f"{own['clean']:.1%} without. What hardly fools the surrogate says little of what transfers. Take "
+                    "more steps (--iters), a larger budget (--eps) or another surrogate."
                 )
             white = self.pgd[moved.about["eps"]]
             if self.accuracy(moved) < self.accuracy(white) - slack(len(self.labels)):
@@ -155,6 +172,12 @@ class _Look:
                     f"PGD overestimates this model: at eps {self.named(last.about['eps'])} the ensemble leaves "
                     f"{self.accuracy(last):.1%} right, PGD {same:.1%} of the same images. Quote the ensemble."
                 )
+            elif self.accuracy(last) - same > max(SQUARE_MORE, slack(len(last.rows))):
+                yield (
+                    f"The ensemble is the weaker attack: at eps {self.named(last.about['eps'])} it leaves "
+                    f"{self.accuracy(last):.1%} right, PGD {same:.1%} of the same images. Give it more with "
+                    "--auto_iters and --queries, and quote the worst of both."
+                )
 
     def steps(self) -> Iterator[str]:
         curve = self.of("steps")
@@ -168,6 +191,10 @@ class _Look:
                 )
                 break
         used = [value for count, value in zip(counts, values, strict=True) if count <= self.config.iters]
+        if curve and not used and curve[0].about["eps"] in self.pgd:
+            # Only larger numbers were tried: against PGD as it was used, on the same images.
+            white = self.pgd[curve[0].about["eps"]]
+            used = [float(white.correct(self.labels)[curve[0].rows].mean())]
         if used and min(used) - min(values) > STEPS_MORE:
             yield (
                 f"{self.config.iters} steps are too few: {counts[-1]} steps leave {min(values):.1%} right instead of "

@@ -63,14 +63,18 @@ class Bench:
         }  # fmt: skip
 
     def check(self) -> None:
-        """A budget of nothing must change nothing, and the copy must be the model. Raises `ModelError`."""
+        """The copy that is attacked must give the logits of the model that judges. Raises `ModelError`.
+
+        That an attack with eps 0 returns its images holds by construction (`pgd`), so it is no check of the attack:
+        what shows one that fails are the alarms on noise, on more budget and on more steps.
+        """
         rows = self.everything[:FIRST_CHECK]
         pixels, labels = self.pixels(rows), self.truth(rows)
         unmoved = pgd(self.attacked, pixels, labels, 0.0, 0.1, 1, norm=self.config.norm)
         with attacking(self.model, self.device), torch.no_grad():
             expected, found = logits_of(self.model, pixels, labels), logits_of(self.attacked, unmoved, labels)
         gap = (expected - found).abs().max().item()
-        if not torch.equal(unmoved, pixels) or gap > 1e-2 * max(1.0, expected.abs().max().item()):
+        if gap > 1e-2 * max(1.0, expected.abs().max().item()):
             raise ModelError(
                 f"An attack with eps 0 moves the logits of clean images by {gap:.3g}: the model that is attacked is "
                 "not the one that is judged. Look for a model whose output depends on more than its input."

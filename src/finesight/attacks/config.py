@@ -46,7 +46,11 @@ class AttackConfig(Section):
         description="Numbers of steps to compare at the budget where PGD halves the accuracy; --steps= for none",
     )
     steps_images: int = Field(200, ge=1, description="Images of that comparison")
-    auto: int = Field(200, ge=0, description="Images for the ensemble of APGD, targeted APGD and Square; 0 is off")
+    auto: int = Field(
+        200,
+        ge=0,
+        description="Images for the ensemble of APGD, targeted APGD (with 4 classes or more) and Square; 0 is off",
+    )
     auto_eps: float | str | None = Field(None, description="Budget of the ensemble; default the largest of eps")
     auto_iters: int = Field(100, ge=1, description="Steps of APGD")
     queries: int = Field(5000, ge=1, description="Queries of Square for each image")
@@ -65,13 +69,6 @@ class AttackConfig(Section):
     batch_size: int | None = Field(
         None, ge=1, description="Images attacked at once; default a million pixels' worth, at most 200"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _budgets_of_the_norm(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("eps") is None and given.get("norm", "linf") in BUDGETS:
-            return given | {"eps": BUDGETS[given.get("norm", "linf")]}
-        return given
 
     @field_validator("eps", "step", "auto_eps")
     @classmethod
@@ -98,9 +95,14 @@ class AttackConfig(Section):
         return self
 
     @property
+    def wanted_eps(self) -> list[float | str]:
+        """`eps`, or what is usual for the norm. Not filled in before: another norm may yet be laid over it."""
+        return self.eps or list(BUDGETS[self.norm])
+
+    @property
     def budgets(self) -> list[float]:
-        """The lengths of `eps`, smallest first; none twice, as `written` writes them."""
-        lengths = sorted(length(value) for value in self.eps or [])
+        """The lengths of `eps`, or those usual for the norm, smallest first; none twice, as `written` writes them."""
+        lengths = sorted(length(value) for value in self.wanted_eps)
         return list({written(value, self.norm): value for value in lengths}.values())
 
     @property

@@ -1,6 +1,7 @@
 """One step and many steps along the gradient of the loss: FGSM and PGD."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -57,27 +58,13 @@ def pgd(
     budget.check_whole(0, iters=iters)
     if not (math.isfinite(step) and step >= 0):
         raise ConfigError(f"step {step} is no length; give a number from 0 on, such as 2/255.")
-    images = images.detach()
     if eps == 0:
-        return images.clone()
+        return images.detach().clone()
     attack = _Ascent(model, eps, step, iters, norm, targeted, early_stop, bf16)
     with attacking(model, images.device, bf16):
-        images = images.clone()  # what inference mode made takes no part in gradients
-        result = attack.run(images, starting_points(images, eps, norm, random_start, generator), labels)
-        if restarts > 1:
-            fooled, loss = attack.verdict(result, labels)
-        for _ in range(restarts - 1):
-            start = starting_points(
-                images, eps, norm, random_start, generator
-            )  # for all, so that no image's draws move
-            left = (~fooled).nonzero().squeeze(1)
-            if not len(left):
-                break
-            tried = attack.run(images[left], start[left], labels[left])
-            now_fooled, now_loss = attack.verdict(tried, labels[left])
-            better = now_fooled | (now_loss > loss[left])
-            result[left[better]], fooled[left[better]] = tried[better], now_fooled[better]
-            loss[left[better]] = now_loss[better]
+        images = images.detach().clone()  # what inference mode made takes no part in gradients
+        starts = (starting_points(images, eps, norm, random_start, generator) for _ in range(restarts))
+        result = attack.best(images, starts, labels)
     return budget.check_result(result, images, eps, norm)
 
 
@@ -97,6 +84,26 @@ class _Ascent:
     ) -> None:
         self.model, self.eps, self.step, self.iters = model, eps, step, iters
         self.norm, self.targeted, self.early_stop, self.bf16 = norm, targeted, early_stop, bf16
+
+    def best(self, images: Tensor, starts: Iterator[Tensor], labels: Tensor) -> Tensor:
+        """Of several starts each image's first that fools the model, else the one with the greatest loss.
+
+        starts: [B, C, H, W] each, drawn for all images, so that no image's draws move with the verdict on another.
+        """
+        result = self.run(images, next(starts), labels)
+        known: tuple[Tensor, Tensor] | None = None
+        for start in starts:
+            known = known or self.verdict(result, labels)
+            fooled, loss = known
+            left = (~fooled).nonzero().squeeze(1)
+            if not len(left):
+                break
+            tried = self.run(images[left], start[left], labels[left])
+            now_fooled, now_loss = self.verdict(tried, labels[left])
+            better = now_fooled | (now_loss > loss[left])
+            result[left[better]], fooled[left[better]] = tried[better], now_fooled[better]
+            loss[left[better]] = now_loss[better]
+        return result
 
     def run(self, images: Tensor, points: Tensor, labels: Tensor) -> Tensor:
         """[B, C, H, W] of images and starts, labels [B] -> the points after the last step."""

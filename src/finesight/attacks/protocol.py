@@ -86,13 +86,24 @@ def measure(
     The same arguments give the same numbers; other batch sizes give other random starts. Raises `ConfigError`,
     `DataError` and `ModelError` before the first attack where something does not fit.
     """
-    kinds = chosen_corruptions(config)
     if images.dtype != torch.uint8 or images.ndim != 4 or not len(images) == len(labels) == len(ids) > 0:
         raise DataError(
             f"Images of type {images.dtype} and shape {list(images.shape)} with {len(labels)} labels and {len(ids)} "
             "ids: a stress test takes uint8 [N, 3, H, W], and a label and an id for each."
         )
     bench = Bench(model, images, labels, ids, config, bf16=bf16, say=say, shown=shown)
+    probabilities = _conditions(bench, surrogate)
+    how: dict[str, Any] = {"resamples": resamples, "seed": config.seed, "level": level}
+    together = None if groups is None or len(set(groups)) == len(groups) else np.asarray(groups)
+    entries = interval_entries(bench.conditions, bench.labels, together, **how)
+    corruption = mean_entries(bench.conditions, bench.labels, together, **how)
+    found = alarms.found(bench.conditions, entries, bench.labels, config, bench.facts, (probabilities, expected))
+    return Measured(bench.conditions, entries, corruption, bench.adversarial, found, bench.facts)
+
+
+def _conditions(bench: Bench, surrogate: nn.Module | None) -> NDArray[np.float64]:
+    """Measure everything, in this order; returns the class probabilities [N, C] of the clean images."""
+    kinds = chosen_corruptions(bench.config)
     bench.check()
     probabilities = _clean(bench)
     _noise(bench)
@@ -103,14 +114,10 @@ def measure(
     if surrogate is not None:
         _transfer(bench, surrogate)
     ensemble(bench, probabilities.shape[1])
+    _worst(bench)
     _corrupted(bench, kinds)
     _stored(bench)
-    how: dict[str, Any] = {"resamples": resamples, "seed": config.seed, "level": level}
-    together = None if groups is None or len(set(groups)) == len(groups) else np.asarray(groups)
-    entries = interval_entries(bench.conditions, bench.labels, together, **how)
-    corruption = mean_entries(bench.conditions, bench.labels, together, **how)
-    found = alarms.found(bench.conditions, entries, bench.labels, config, bench.facts, (probabilities, expected))
-    return Measured(bench.conditions, entries, corruption, bench.adversarial, found, bench.facts)
+    return probabilities
 
 
 def _clean(bench: Bench) -> NDArray[np.float64]:
@@ -225,6 +232,19 @@ def _transfer(bench: Bench, surrogate: nn.Module) -> None:
     said = bench.over(name, bench.everything, bench.ascent(other, eps, iters, early_stop=False), ask)
     bench.facts["surrogate"] = {what: count / len(bench.labels) for what, count in right.items()}
     bench.record(name, "transfer", bench.everything, said, since, eps=eps, iters=iters)
+
+
+def _worst(bench: Bench) -> None:
+    """What withstands both PGD and the ensemble of the same budget, on the ensemble's images."""
+    last = [c for c in bench.conditions.values() if c.kind == "auto" and c.about["last"]]
+    for strong in last:
+        white = [c for c in bench.conditions.values() if c.kind == "pgd" and c.about["eps"] == strong.about["eps"]]
+        for weak in white:
+            since, truth = time.monotonic(), bench.labels[strong.rows]
+            broken = strong.predictions != truth
+            said = np.where(broken, strong.predictions, weak.predictions[strong.rows])
+            name, eps = bench.named("worst", strong.about["eps"]), strong.about["eps"]
+            bench.record(name, "worst", strong.rows, said, since, eps=eps)
 
 
 def _corrupted(bench: Bench, kinds: Sequence[str]) -> None:

@@ -15,7 +15,8 @@ from finesight.metrics.means import MeanMetric
 class Condition:
     """What the model made of the images `rows` [M] under one condition: class numbers, int64 [M].
 
-    kind: clean, noise, fgsm, pgd, steps, huge, transfer, auto, corruption or stored; about: budget, steps, severity.
+    kind: clean, noise, fgsm, pgd, steps, huge, transfer, auto, worst, corruption or stored; about: budget, steps,
+    severity.
     """
 
     kind: str

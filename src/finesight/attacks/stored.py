@@ -4,7 +4,9 @@ adversarial.npz: images uint8 [N, H, W, 3], labels int64 [N], ids [N], groups [N
 it says what made it. Both are plain data: nothing in them is run when they are read.
 """
 
+import math
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,9 +97,10 @@ def read(path: Path) -> StoredSet:
         )
     _refuse_large(path)
     try:
+        _check_headers(path)
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in ARRAYS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a stored set ({error}); write it with finesight attack RUN.") from None
     return _checked(path, arrays, about)
 
@@ -128,6 +131,21 @@ def _refuse_large(path: Path) -> None:
             f"{path}: would unpack to {human_bytes(size)} from {human_bytes(path.stat().st_size)}, more than "
             f"{human_bytes(MOST_BYTES)} or {MOST_COMPRESSED} times its size; it is not read."
         )
+
+
+def _check_headers(path: Path) -> None:
+    """Raise `ValueError` where a header claims another size than its array has: numpy would reserve what it claims."""
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.infolist():
+            with archive.open(part) as stream:
+                version = np.lib.format.read_magic(stream)
+                if version not in ((1, 0), (2, 0)):
+                    raise ValueError(f"{part.filename} is of npy version {version}")
+                first = version == (1, 0)
+                read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(stream)
+                if dtype.hasobject or math.prod(shape) * dtype.itemsize != part.file_size - stream.tell():
+                    raise ValueError(f"{part.filename} is no plain {dtype} array of shape {shape}")
 
 
 def _checked(path: Path, arrays: dict[str, NDArray[Any]], about: dict[str, Any]) -> StoredSet:

@@ -154,6 +154,11 @@ class _Loaded:
 
 def _load(config: ClipConfig) -> _Loaded:
     notes: list[str] = []
+    if config.name in NAMED and (Path(config.name) / "config.json").is_file():
+        raise ModelError(
+            f"model.name {config.name!r}: the name of a built-in CLIP with random weights, and of a folder here. Write "
+            f"./{config.name} for the folder; for the random one start elsewhere, or rename the folder."
+        )
     if config.name in NAMED:
         net, tokenizer, name = *_named(config), config.name
         shape = Preprocessing(net.config.vision_config.image_size, MEAN, STD, "crop")

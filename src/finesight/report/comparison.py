@@ -32,7 +32,7 @@ def write_comparison(
         "names": overall,
         "main": numbers.main_metric(runs[0]["metrics"]) if runs else None,
         "pairs": [_pair(pair, overall) for pair in pairs],
-        "stress": stress if stress and stress["conditions"] else None,
+        "stress": stress if stress and (stress["conditions"] or stress.get("left_out")) else None,
     }
     write_text(Path(path), render("comparison.html.j2", values))
 

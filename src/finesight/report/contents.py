@@ -20,6 +20,8 @@ WHAT = {
     "checkpoints": "weights and training state",
     "model": "what rebuilds the architecture, and frozen weights",
     "figures": "the figures as PNG and SVG",
+    "attack": "accuracy under attacks and corruptions, and the stored adversarial images",
+    "stored": "accuracy on the adversarial images of other runs",
     "report.html": "this page",
 }
 

@@ -12,13 +12,21 @@ WHAT = {
     "clean": "no attack",
     "noise": "random change of the full budget: what an attack must beat",
     "transfer": "made on the surrogate, shown to this model",
-    "auto": "ensemble: APGD, targeted APGD and Square, each on what is left",
+    "auto": "ensemble",
+    "worst": "what withstands both PGD and the ensemble: the accuracy to quote",
     "huge": "PGD with a budget that nothing may withstand, as a check of the attack",
     "stored": "the 8-bit images in attack/adversarial.npz",
 }
 """The conditions that have a row of their own, in its order, with what they are."""
 
-STAGES = {"apgd-ce": "APGD on the cross-entropy", "apgd-t": "targeted APGD"}
+STAGES = {"apgd-ce": "APGD on the cross-entropy", "apgd-t": "targeted APGD", "square": "Square"}
+
+OPTIONAL = {
+    "steps": ("PGD with more steps", "more steps of PGD (--steps)"),
+    "auto": ("PGD with the ensemble of attacks", "the ensemble of attacks (--auto)"),
+    "transfer": ("PGD with a transferred attack", "a transferred attack (--surrogate)"),
+}
+"""Checks that a user may switch off, by the condition they need: what is compared, and what was not."""
 
 
 def section(found: Contents) -> dict[str, Any] | None:
@@ -61,9 +69,25 @@ def _shown(about: Mapping[str, Any]) -> dict[str, Any]:
         "budgets": _budgets(conditions, about["alone"]),
         "steps": _steps(conditions),
         "alarms": list(about["alarms"]),
+        "checks": _checks(conditions),
         "corruption": _corruption(about),
         "command": about.get("command") or "",
     }
+
+
+def _checks(conditions: Mapping[str, Any]) -> str:
+    """Which comparisons could have raised an alarm, and which could not, because what they need was switched off."""
+    kinds = {c["kind"] for c in conditions.values()}
+    ran = ["the attacked model with the run's own predictions"]
+    ran += [f"PGD with {what}" for kind, what in (("noise", "random noise"), ("fgsm", "FGSM")) if kind in kinds]
+    if "huge" in kinds:
+        ran.append("PGD at a budget that nothing may withstand")
+    ran += [done for kind, (done, _) in OPTIONAL.items() if kind in kinds]
+    text = f"No alarm. Compared were {', '.join(ran[:-1])} and {ran[-1]}."
+    off = [missing for kind, (_, missing) in OPTIONAL.items() if kind not in kinds]
+    if off:
+        text += f" Not tried, so that an attack that is too weak for this model may go unseen: {', '.join(off)}."
+    return text
 
 
 def _budgets(conditions: Mapping[str, Any], alone: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -102,7 +126,14 @@ def sentence(about: Mapping[str, Any]) -> str:
         f"{_percent(largest['accuracy'])} under PGD ({name.removeprefix('pgd ')}, {about['options']['norm']})"
     )
     last = [(name, c) for name, c in conditions.items() if c["kind"] == "auto" and c["last"]]
-    if last:
+    worst = [(name, c) for name, c in conditions.items() if c["kind"] == "worst"]
+    if worst:
+        name, both = worst[0]
+        text += (
+            f", on {_percent(both['accuracy'])} of {both['accuracy']['n']:,} under the worst of PGD and the ensemble "
+            f"({name.removeprefix('worst ')})"
+        )
+    elif last:
         name, ensemble = last[0]
         text += (
             f", on {_percent(ensemble['accuracy'])} of {ensemble['accuracy']['n']:,} under the ensemble "
@@ -117,6 +148,9 @@ def _what(condition: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     text = WHAT[condition["kind"]]
     if condition["kind"] == "auto" and not condition["last"]:
         return f"the ensemble after {STAGES.get(condition['stage'], condition['stage'])}"
+    if condition["kind"] == "auto":
+        stages = [STAGES.get(c["stage"], c["stage"]) for c in about["conditions"].values() if c["kind"] == "auto"]
+        text += f": {', then '.join(stages)}, each on what is left"
     if condition["kind"] == "transfer":
         own = about["surrogate"]
         text += (

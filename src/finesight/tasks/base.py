@@ -67,6 +67,9 @@ class Task(Protocol):
 
     train: Batches
 
+    # A task whose loss is no mean over the samples of a batch, so that micro-batches would change it, says so by
+    # `divisible = False`; without that word it is one.
+
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Optimisers by the name that `train_step` yields."""
 

@@ -98,6 +98,7 @@ class Contrastive:
     test_set = "root"
     measures_start = False
     conditions: dict[str, Any] = {}  # noqa: RUF012 (never mutated)
+    divisible = False  # the negatives of an image are the rest of its batch
     compared = staticmethod(compared)
     line = staticmethod(line)
 

@@ -1,6 +1,6 @@
 """What a defence costs elsewhere: zero-shot accuracy on a second label set, before and after training."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,10 +10,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from finesight import cache
 from finesight.config import Section
 from finesight.data import loading
 from finesight.data.config import DataConfig
 from finesight.data.decoding import decode
+from finesight.data.fingerprint import fingerprint
 from finesight.errors import ConfigError
 from finesight.metrics import bootstrap
 from finesight.metrics.classification import ClassificationMetric
@@ -42,21 +44,41 @@ def check(config: RetentionConfig, classes: list[str]) -> None:
         _renamed(classes, config.labels)
 
 
+class Second(NamedTuple):
+    """uint8 [N, 3, S, S], labels [N], their names, and the groups of the images."""
+
+    pixels: Tensor
+    labels: NDArray[np.int64]
+    classes: list[str]
+    groups: list[str]
+
+
+def is_wanted(task: "Robustness") -> bool:
+    config = task.config.retention
+    return task.config.defence.method != "none" and bool(config.root or config.labels)
+
+
+def opened(task: "Robustness") -> Second | None:
+    """The second images, where there are some of their own, read before the first step: a wrong path must not cost a
+    training. The vectors of the second names are computed, too, and stay in the cache."""
+    config = task.config.retention
+    if not is_wanted(task):
+        return None
+    second = None if config.root is None else _other_images(task)
+    _vectors(task, sorted(set((config.labels or {}).values())) if second is None else second.classes)
+    return second
+
+
 def measured(task: "Robustness", groups: list[str]) -> dict[str, Any]:
     """{"retention": {"before", "after": {value, low, high, n}, "difference": {difference, low, high, p, …}}}, or {}.
 
     Accuracy on the second label set by the model as it was before training and as it is; the images are the same and
     so are the resamples. Raises `ConfigError` for a class without a second name.
     """
-    config = task.config.retention
-    if task.config.defence.method == "none" or not (config.root or config.labels):
+    if not is_wanted(task):
         return {}
-    pixels, labels, classes, groups = _second_set(task, groups)
-    tower = clip.text_tower(task.config.model)
-    vectors = prompts.ensemble(
-        prompts.text_vectors(tower, classes, task.config.model.templates, task.config.data.cache_dir, task.say)
-    ).to(task.engine.device)
-    metric, settings = ClassificationMetric(classes), task.config.evaluation
+    pixels, labels, classes, groups = task.second or _second_set(task, groups)
+    vectors, metric, settings = _vectors(task, classes), ClassificationMetric(classes), task.config.evaluation
     options: dict[str, Any] = {
         "groups": groups if len(set(groups)) < len(groups) else None,
         "resamples": settings.resamples, "seed": task.config.seed, "level": settings.level,
@@ -71,20 +93,36 @@ def measured(task: "Robustness", groups: list[str]) -> dict[str, Any]:
     return {MEASURED: found | {"difference": bootstrap.paired(metric, before, after, **options)["accuracy"]}}
 
 
-def _second_set(task: "Robustness", groups: list[str]) -> tuple[Tensor, NDArray[np.int64], list[str], list[str]]:
-    """uint8 [N, 3, S, S], labels [N], their names, and the groups."""
+def _vectors(task: "Robustness", classes: list[str]) -> Tensor:
+    """The unit vectors of class names, [classes, D]."""
+    tower = clip.text_tower(task.config.model)
+    return prompts.ensemble(
+        prompts.text_vectors(tower, classes, task.config.model.templates, task.config.data.cache_dir, task.say)
+    ).to(task.engine.device)
+
+
+def _second_set(task: "Robustness", groups: list[str]) -> Second:
+    """The second images, or the test images with their second names."""
     config = task.config.retention
-    if config.root is None:
-        names = _renamed(task.classes, config.labels or {})
-        classes = sorted(set(names))
-        of = np.array([classes.index(name) for name in names])
-        return task.pixels["test"], of[task.labels["test"]], classes, groups
-    source = DataConfig(root=config.root, cache_dir=task.config.data.cache_dir, size=task.held_size)
+    if config.root is not None:
+        return _other_images(task)
+    names = _renamed(task.classes, config.labels or {})
+    classes = sorted(set(names))
+    of = np.array([classes.index(name) for name in names])
+    return Second(task.pixels["test"], of[task.labels["test"]], classes, groups)
+
+
+def _other_images(task: "Robustness") -> Second:
+    source = DataConfig(root=task.config.retention.root, cache_dir=task.config.data.cache_dir, size=task.held_size)
     samples = loading.read(source)
     data = DatasetDict({"test": loading.load_test_set(source, samples.classes)})
     found = decode(data, source, task.held_size, task.fit, task.engine, task.say)
-    rows = found.data["test"]
-    return found.pixels["test"], np.asarray(rows["label"]), list(samples.classes), list(rows["group"])
+    rows, stamp = found.data["test"], fingerprint(data, cache.folder(source.cache_dir))
+    task.model.notes.append(
+        f"Second label set {source.root}: {len(rows):,} images of {len(samples.classes)} classes, "
+        f"fingerprint {stamp[:12]}."
+    )
+    return Second(found.pixels["test"], np.asarray(rows["label"]), list(samples.classes), list(rows["group"]))
 
 
 def _renamed(classes: list[str], names: dict[str, str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,7 +15,7 @@ from finesight.adaptation import zero_shot
 from finesight.adaptation.halving import halve_frozen
 from finesight.adaptation.zero_shot import ZeroShotAdaptConfig
 from finesight.attacks import Normalized, pgd
-from finesight.attacks.config import AttackConfig, length
+from finesight.attacks.config import AttackConfig
 from finesight.attacks.features import feature_pgd
 from finesight.config import Section
 from finesight.data import transforms
@@ -23,6 +23,7 @@ from finesight.data.batches import Batch, Batches
 from finesight.data.config import DataConfig
 from finesight.data.transforms import AugmentConfig
 from finesight.engine import Precision
+from finesight.errors import ModelError
 from finesight.evaluate import BEFORE, EvaluationConfig
 from finesight.models import clip
 from finesight.models.clip import ClipConfig
@@ -31,51 +32,14 @@ from finesight.tasks import retention
 from finesight.tasks.base import Loss
 from finesight.tasks.classification import Classification
 from finesight.tasks.classifying import classify_images
+from finesight.tasks.defence import ADVERSARIAL, DefenceConfig
 from finesight.tasks.retention import RetentionConfig
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
     from finesight.adaptation import Audit
     from finesight.models.classifier import Classifier
-
-ADVERSARIAL = "adversarial_accuracy"
-
-
-class DefenceConfig(Section):
-    """What the vision tower learns from. Lengths are in units of a pixel's range, such as 4/255."""
-
-    method: Literal["none", "cross-entropy", "tecoa", "fare", "coprompt"] = Field(
-        "none",
-        description="none: zero-shot as it is; cross-entropy with the prompts, on clean images; tecoa: the same on "
-        "adversarial images; fare: adversarial images keep the original features, without labels; coprompt: "
-        "cross-entropy, and consistency with the original model on changed images and other prompts",
-    )
-    eps: float | str = Field("4/255", description="tecoa, fare: budget of the attack (l-infinity) during training")
-    iters: int = Field(3, ge=1, description="tecoa, fare: steps of the attack during training")
-    step: float | str | None = Field(
-        None, description="tecoa, fare: length of a step; default 2.5 eps / iters, at most eps"
-    )
-    consistency: float = Field(8.0, ge=0, description="coprompt: weight of the consistency")
-    validated: int = Field(
-        500, ge=1, description=f"Validation images on which {ADVERSARIAL} is measured after each epoch (PGD, 10 steps)"
-    )
-
-    @field_validator("eps", "step")
-    @classmethod
-    def _are_lengths(cls, value: float | str | None) -> float | str | None:
-        if value is not None and length(value) > 1:
-            raise ValueError(f"{value} is wider than the range of a pixel; for 8-bit steps write {length(value):g}/255")
-        return value
-
-    @property
-    def budget(self) -> float:
-        return length(self.eps)
-
-    @property
-    def stride(self) -> float:
-        """The length of one step."""
-        return min(self.budget, 2.5 * self.budget / self.iters) if self.step is None else length(self.step)
 
 
 class RobustnessConfig(Section):
@@ -117,10 +81,13 @@ class Robustness(Classification):
     Config = RobustnessConfig  # type: ignore[assignment]
     also_selectable = (ADVERSARIAL,)
     config: RobustnessConfig  # type: ignore[assignment]
+    second: retention.Second | None = None
 
     def _adapted(self, saved: Path | None) -> "tuple[Classifier, Audit]":
         config = self.config
         retention.check(config.retention, self.classes)
+        if saved is None:
+            self._refuse_random_original()
         self.measures_start = config.defence.method != "none"
         model = clip.build(config.model, self.classes, saved, config.data.cache_dir, self.say)
         found = zero_shot.apply(model, config.adapt, learns_vectors=config.defence.method == "coprompt")
@@ -128,7 +95,24 @@ class Robustness(Classification):
         self.pixels_to_features = Normalized(_Features(model), model.mean, model.std, model.image_size)
         return model, found
 
+    def _refuse_random_original(self) -> None:
+        """Raise `ModelError` where the model before training is asked for, and would be drawn anew, so be another."""
+        config = self.config
+        asked: list[str] = [config.defence.method] if config.defence.method in ("fare", "coprompt") else []
+        asked += ["retention"] if retention.is_wanted(self) else []
+        if asked and (config.model.name in clip.NAMED or not config.model.pretrained):
+            raise ModelError(
+                f"{' and '.join(asked)}: compares with the model as it was before training, and that of "
+                f"{config.model.name} has random weights, which are drawn anew. Give --model.name a CLIP with weights."
+            )
+
     # ---- data ---------------------------------------------------------------------------------
+
+    def prepare(self, data: "DatasetDict") -> "DatasetDict":
+        """As a classification's; before a training also the second label set (`retention`)."""
+        if "train" in data:
+            self.second = retention.opened(self)
+        return super().prepare(data)
 
     def _make_batches(self, dataset: "Dataset", split: str, hashes: list[str], directory: Path) -> Batches:  # noqa: ARG002
         config, train = self.config, split == "train"
