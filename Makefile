@@ -8,7 +8,7 @@ demo: $(READY)
 	@$(BIN)/finesight demo
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --timeout 300 -m "not slow"
 
 test-slow: $(READY)
 	@$(BIN)/python -m pytest -m slow

@@ -5,13 +5,13 @@ import json
 import os
 import re
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from finesight import signals
 from finesight.errors import ConfigError, FinesightError
 
 USAGE = """\
@@ -64,9 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
             from finesight.config import nearest
 
             raise ConfigError(f"{words[0]}: unknown command{nearest(words[0], list(commands))}. See finesight --help.")
-        signal.signal(signal.SIGTERM, _terminated)
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        return commands[words[0]](words[1:])
+        with signals.termination():
+            return commands[words[0]](words[1:])
     except FinesightError as error:
         sys.stdout.flush()
         prefix = "" if error.exit_code > 2 else "error: "
@@ -83,10 +83,6 @@ def main(arguments: list[str] | None = None) -> int:
         # The reader of our output went away (finesight list | head): no fault of anybody.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def _terminated(_number: int, _frame: Any) -> NoReturn:
-    raise SystemExit(143)
 
 
 def _program() -> str:

@@ -1,10 +1,10 @@
-"""Stopping at a good moment: a signal is remembered until the running step is done."""
+"""Stopping at a good moment: a signal ends the program in order, or is remembered until the running step is done."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 
 class Signals:
@@ -31,3 +31,20 @@ def remembered() -> Iterator[Signals]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def termination() -> Iterator[None]:
+    """Within the block, SIGTERM ends the program as an exception does, with code 143."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _terminated(_number: int, _frame: Any) -> NoReturn:
+    raise SystemExit(143)

@@ -155,3 +155,19 @@ def test_a_table_of_statistics_is_made_once(table: Path, tmp_path: Path, monkeyp
     before = task.metric.statistics(rows["test"], task.references("test"))
     assert np.array_equal(task.metric.statistics(rows["test"].copy(), task.references("test")), before, equal_nan=True)
     assert len(made) == 6
+
+
+@pytest.mark.parametrize(
+    ("same", "said"), [(6, "All 6 test captions are the same"), (4, "4 of 6 test captions are the same"), (3, None)]
+)
+def test_captions_that_hardly_differ_raise_an_alarm(
+    table: Path, tmp_path: Path, same: int, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = prepared(table, tmp_path)
+    monkeypatch.setattr(task, "references", lambda _split: [[f"caption {place}"] for place in range(6)])
+    end = task.model.ends.end
+    for place, name in enumerate(task.held_out("test").ids):
+        task.written[name] = np.array([0.0, 1.0, 7.0 if place < same else 8.0 + place, end])
+    metrics = {"test": {"cider": entry(0.5, 0.2, 0.8)}, "baselines": {}, "improvement": {}}
+    found = " ".join(task.alarms(metrics, []))
+    assert said in found if said else "the same text" not in found

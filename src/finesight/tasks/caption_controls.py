@@ -122,9 +122,20 @@ def alarms(task: "Captioning", metrics: dict[str, Any]) -> list[str]:
             f"{endless} of {len(rows)} test captions were cut at {task.config.generation.max_tokens} tokens without an "
             "end: raise --generation.max_tokens and --model.longest, or train longer."
         )
-    written = {tuple(token for token in row[2:] if token != NOTHING) for row in rows}
+    written = Counter(tuple(token for token in row[2:] if token != NOTHING) for row in rows)
+    most = max(written.values(), default=0)
     if len(rows) > 1 and len(written) == 1:
         found.append(
             f"All {len(rows)} test captions are the same text: the model does not look at the images. {REMEDY}"
         )
+    elif most > max(1, len(rows) / 2) and most > 2 * _repeated(task.references("test")):
+        found.append(
+            f"{most} of {len(rows)} test captions are the same text, and no reference is that frequent: the model "
+            f"hardly looks at the images. {REMEDY}"
+        )
     return found
+
+
+def _repeated(references: NDArray[np.object_]) -> int:
+    """Images that share the most frequent reference."""
+    return max(Counter(text for texts in references for text in set(texts)).values())

@@ -26,6 +26,7 @@ from finesight.metrics.classification import ClassificationMetric
 from finesight.metrics.kinds import higher_is_better
 from finesight.models import backbones
 from finesight.models.backbones import ModelConfig
+from finesight.models.layout import memory_format
 from finesight.models.weights import state_hash
 from finesight.optimization import TrainConfig, make_optimizer
 from finesight.tasks.base import Figures, Loss, Say
@@ -85,8 +86,7 @@ class Classification:
         engine.share_parameters([self.model])
         self.modules = {"model": self.model}
         self.fit = config.data.fit or self.model.fit
-        convolves = any(parameter.dim() == 4 for parameter in self.model.parameters())
-        self.layout = torch.channels_last if convolves else torch.contiguous_format
+        self.layout = memory_format(self.model)
         self.metric = ClassificationMetric(classes)
         self.selectable = ("loss", *self.metric.names, *self.also_selectable)
 
