@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as F
 
 import finesight.attacks
 from finesight.attacks import Normalized, fgsm, pgd, predictions, prepared
+from finesight.attacks.model import attacking
 from finesight.errors import ConfigError, DataError
 from finesight.models import resnet20
 from tests.attacks.digits import Net, held_out, trained
@@ -107,3 +108,25 @@ def test_all_public_names_are_there_and_none_is_hidden_by_a_module() -> None:
         finesight.attacks.deepfool  # noqa: B018
     command = "import sys, finesight.attacks, finesight.losses; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolutions_that_cut_patches_are_the_same_as_products(bias: bool) -> None:
+    torch.manual_seed(0)
+    cutting, other = nn.Conv2d(3, 8, 4, stride=4, bias=bias), nn.Conv2d(8, 5, 3, stride=2)
+    model = nn.Sequential(cutting, other)
+    images = torch.rand(2, 3, 38, 35, dtype=torch.float64, requires_grad=True)  # the last pixels fill no patch
+    model.double()
+    outside = model(images)
+    expected = torch.autograd.grad(outside.square().sum(), images)[0]
+    with attacking(model, images.device):
+        assert "forward" in cutting.__dict__
+        assert "forward" not in other.__dict__
+        inside = model(images)
+        found = torch.autograd.grad(inside.square().sum(), images)[0]
+        with attacking(model, images.device):  # an attack within an attack leaves the outer one its way
+            pass
+        assert "forward" in cutting.__dict__
+    torch.testing.assert_close(inside, outside, rtol=0, atol=1e-14)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    assert "forward" not in cutting.__dict__

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -88,12 +89,17 @@ def _folded(model: nn.Module) -> nn.Module:
 def attacking(model: Model, device: torch.device, bf16: bool = False) -> Iterator[None]:
     """Evaluation mode and gradients inside, whatever the caller's; the mode of every part is put back after.
 
-    With `bf16` under autocast, entered once, so that the weights are cast once for all steps.
+    With `bf16` under autocast, entered once, so that the weights are cast once for all steps. Convolutions that cut
+    an image into patches are matrix products inside: their gradients take a tenth of the time on a processor.
     """
-    parts = [part for part in model.modules() if part.training] if isinstance(model, nn.Module) else []
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    parts = [part for part in modules if part.training]
+    patches = [part for part in modules if isinstance(part, nn.Conv2d) and _cuts_patches(part)]
     try:
         if parts:
             model.eval()  # type: ignore[attr-defined]
+        for cutting in patches:
+            cutting.__dict__["forward"] = functools.partial(_patch_product, cutting)
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -103,6 +109,28 @@ def attacking(model: Model, device: torch.device, bf16: bool = False) -> Iterato
     finally:
         for part in parts:
             part.training = True
+        for cutting in patches:
+            cutting.__dict__.pop("forward", None)
+
+
+def _cuts_patches(part: nn.Conv2d) -> bool:
+    """Whether its windows are larger than a pixel and touch without overlap."""
+    return (
+        type(part) is nn.Conv2d
+        and "forward" not in part.__dict__
+        and part.kernel_size == part.stride != (1, 1)
+        and part.padding in ((0, 0), "valid")
+        and (part.dilation, part.groups) == ((1, 1), 1)
+    )
+
+
+def _patch_product(part: nn.Conv2d, images: Tensor) -> Tensor:
+    """What such a convolution gives: [B, C, H, W] -> [B, D, H // h, W // w]."""
+    (height, width), weight = part.kernel_size, part.weight
+    rows, columns = images.shape[2] // height, images.shape[3] // width
+    cut = images[:, :, : rows * height, : columns * width]
+    cut = cut.reshape(*cut.shape[:2], rows, height, columns, width).permute(0, 2, 4, 1, 3, 5).flatten(3)
+    return functional.linear(cut, weight.flatten(1), part.bias).permute(0, 3, 1, 2)
 
 
 def logits_of(model: Model, images: Tensor, labels: Tensor | None = None) -> Tensor:
