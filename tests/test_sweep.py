@@ -177,6 +177,9 @@ def test_a_sweep_stopped_in_an_attack_attacks_that_run_again(
         assert said in capsys.readouterr().err
     assert main(words) == 0
     assert capsys.readouterr().out.count("has finished already") == 2
+    # A run alone says the same when it is continued.
+    assert main(["run", "--resume", "--output", str(first), "--attack.iters", "2"]) == 2
+    assert "attack.iters: 1 -> 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from finesight.models.dropout import quicken
+from finesight.models.layout import memory_format
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -52,8 +53,8 @@ class Engine:
         return "bf16" if self.bf16 else "fp32"
 
     def place(self, module: nn.Module) -> nn.Module:
-        """Move to the device; 4-D weights to channels_last; dropout that a CPU is fast at; compile when asked."""
-        module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """Move to the device, 4-D weights in `memory_format`; dropout that a CPU is fast at; compile when asked."""
+        module.to(self.device, memory_format=memory_format(module))  # type: ignore[call-overload]
         if self.device.type == "cpu":
             quicken(module)
         if self._compile:

@@ -17,7 +17,7 @@ from finesight.data.fingerprint import fingerprint
 from finesight.engine import Engine, hardware
 from finesight.errors import RunError, Stopped
 from finesight.evaluate import evaluate, finite, predict, read_start, scores, write_predictions, write_start
-from finesight.files import sync, write_json, write_text
+from finesight.files import read_json, sync, write_json, write_text
 from finesight.reopen import Run, load_frozen, quiet, refuse_changed_conditions, refuse_changed_data, say
 from finesight.run_folder import RunFolder, git_state, peak_memory, versions
 from finesight.train import check_selection, fit
@@ -89,6 +89,8 @@ def execute(
             f"{folder.path}: already holds a run. Continue it with --resume, or choose another folder with --output."
         )
     config.data.require()
+    if hasattr(config, "attack") and overrides.get("attack") and was_attacked(folder):
+        refuse_another_attack(folder, config.attack, set(overrides["attack"]))
     attacked = attacked and hasattr(config, "attack") and not was_attacked(folder)
     tell = say if verbose and engine.main else quiet
     if engine.main:
@@ -113,6 +115,22 @@ def execute(
 def was_attacked(folder: RunFolder) -> bool:
     """Whether there are results of a stress test."""
     return (folder.path / "attack" / "attack.json").is_file()
+
+
+def refuse_another_attack(folder: RunFolder, wanted: Any, names: set[str]) -> None:
+    """Raise `RunError` where the stress test that is there had other values of the options in `names` than `wanted`."""
+    was = read_json(folder.path / "attack" / "attack.json").get("options", {})
+    path = Path(was.get("surrogate") or "").expanduser()
+    if was.get("surrogate") and path.exists():
+        was["surrogate"] = str(path.absolute())  # as `with_whole_paths` makes it
+    now = wanted.model_dump(mode="json") | {"eps": wanted.wanted_eps}
+    keys = [key for key in now if key in names and key in was]
+    other = [f"attack.{key}: {was[key]!r} -> {now[key]!r}" for key in keys if was[key] != now[key]]
+    if other:
+        raise RunError(
+            *other, f"{folder.path}: was attacked with other options (there -> here). Attack it anew with "
+            "finesight attack RUN --overwrite and the options wanted here, or give those of before.",
+        )  # fmt: skip
 
 
 def is_finished(folder: RunFolder) -> bool:

@@ -76,7 +76,7 @@ def _own_of_stored(
             "The stored images have the names of this run's test images, but were made from other data (another "
             "fingerprint): it may have been trained on some of them, and its accuracy without the attack is not known."
         )
-    size = task.config.data.size or task.model.image_size
+    size = task.held_size
     if found.images.shape[-1] != size:
         alarms.append(
             f"The stored images are {found.images.shape[-1]} pixels wide, and this run holds its own at {size}: it "

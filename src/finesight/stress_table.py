@@ -41,7 +41,8 @@ def table(paths: Sequence[Path], names: Sequence[str], *, resamples: int = 1000,
         return {"conditions": [], "runs": [], "pairs": [], "left_out": said if len(lacking) < len(names) else []}
     reports, hits = [one[0] for one in found if one], [one[1] for one in found if one]
     groups = next(one[2] for one in found if one)
-    candidates = [name for name, condition in reports[0]["conditions"].items() if condition["kind"] in SHOWN]
+    every = (item for report in reports for item in report["conditions"].items())
+    candidates = list(dict.fromkeys(name for name, condition in every if condition["kind"] in SHOWN))
     reasons = {name: _unlike(name, reports, hits, names) for name in candidates}
     shared = [name for name in candidates if reasons[name] is None]
     left_out = [f"{name}: {reason}." for name, reason in reasons.items() if reason is not None]
@@ -68,7 +69,9 @@ def table(paths: Sequence[Path], names: Sequence[str], *, resamples: int = 1000,
 
 
 def _unlike(name: str, reports: Sequence[Report], hits: Sequence[Hits], names: Sequence[str]) -> str | None:
-    """Why a condition of the first run cannot be compared with that of the same name in the others; None if it can."""
+    """Why a condition cannot be compared with that of the same name in the first run; None if it can."""
+    if name not in reports[0]["conditions"]:
+        return f"{names[0]} was not measured under it"
     for run, report, hit in zip(names[1:], reports[1:], hits[1:], strict=True):
         if name not in report["conditions"]:
             return f"{run} was not measured under it"

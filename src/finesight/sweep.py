@@ -9,7 +9,6 @@ from typing import Any
 from finesight import comparison, experiment, recipes, stress
 from finesight import config as configuration
 from finesight.errors import ConfigError, RunError
-from finesight.files import read_json
 from finesight.reopen import say
 from finesight.run_folder import RunFolder
 
@@ -105,18 +104,4 @@ def _refuse_another_run(folder: RunFolder, base: dict[str, Any], options: Mappin
             "with, or another --output.",
         )  # fmt: skip
     if hasattr(wanted, "attack") and experiment.was_attacked(folder):
-        about = read_json(folder.path / "attack" / "attack.json")
-        was = _with_whole_surrogate(about.get("options", {}))
-        now = wanted.attack.model_dump(mode="json") | {"eps": wanted.attack.wanted_eps}
-        other = [f"attack.{key}: {was[key]!r} -> {now[key]!r}" for key in now if key in was and was[key] != now[key]]
-        if other:
-            raise RunError(
-                *other, f"{folder.path}: was attacked with other options (there -> here). Attack it anew with "
-                "finesight attack RUN --overwrite and the options wanted here, or give the sweep those of before.",
-            )  # fmt: skip
-
-
-def _with_whole_surrogate(options: dict[str, Any]) -> dict[str, Any]:
-    """As `experiment.with_whole_paths` makes it: `finesight attack` keeps the path as it was given."""
-    path = Path(options.get("surrogate") or "").expanduser()
-    return options | ({"surrogate": str(path.absolute())} if options.get("surrogate") and path.exists() else {})
+        experiment.refuse_another_attack(folder, wanted.attack, set(type(wanted.attack).model_fields))

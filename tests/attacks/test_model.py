@@ -113,7 +113,7 @@ def test_all_public_names_are_there_and_none_is_hidden_by_a_module() -> None:
 @pytest.mark.parametrize("bias", [True, False])
 def test_convolutions_that_cut_patches_are_the_same_as_products(bias: bool) -> None:
     torch.manual_seed(0)
-    cutting, other = nn.Conv2d(3, 8, 4, stride=4, bias=bias), nn.Conv2d(8, 5, 3, stride=2)
+    cutting, other = nn.Conv2d(3, 8, 4, stride=4, bias=bias), nn.Conv2d(8, 5, 2, stride=2)
     model = nn.Sequential(cutting, other)
     images = torch.rand(2, 3, 38, 35, dtype=torch.float64, requires_grad=True)  # the last pixels fill no patch
     model.double()
@@ -130,3 +130,14 @@ def test_convolutions_that_cut_patches_are_the_same_as_products(bias: bool) -> N
     torch.testing.assert_close(inside, outside, rtol=0, atol=1e-14)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
     assert "forward" not in cutting.__dict__
+
+
+def test_a_model_that_looks_at_memory_works_under_attack_too() -> None:
+    class Viewing(nn.Sequential):
+        def forward(self, images: Tensor) -> Tensor:
+            found = self[0](images)
+            return self[1](found.view(len(found), -1))
+
+    model = Viewing(nn.Conv2d(1, 8, 4, stride=4), nn.Linear(8 * 4, 5))
+    images = torch.rand(2, 1, 8, 8)
+    assert pgd(model, images, torch.tensor([0, 1]), 8 / 255, 2 / 255, 2).shape == images.shape

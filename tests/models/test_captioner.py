@@ -375,6 +375,15 @@ def test_word_pieces_give_words_back_as_they_were(tmp_path: Path) -> None:
         assert tokenizers.decode(pieces, row) == text
 
 
+def test_word_pieces_join_no_sentences(tmp_path: Path) -> None:
+    pieces = tokenizers.load(save_bert_words(tmp_path / "bert", f"{PIECES} 2019 1 200"))
+    for text in ("chest 2019. 2 cm nodule", "1,200 mg", "patient 2, 5 cm"):
+        (row,) = tokenizers.encode(pieces, [text], pieces.sep_token_id, 99)
+        assert tokenizers.decode(pieces, row) == text
+    (row,) = tokenizers.encode(pieces, ["shows 'nodule' a"], pieces.sep_token_id, 99)
+    assert tokenizers.decode(pieces, row) == "shows ' nodule ' a"
+
+
 def test_letters_as_byte_pairs_are_left_as_they_are() -> None:
     learnt = tokenizers.train(TEXTS, WORDS)
     for text in ("x - ray", "2. 5", "a / b", "patient ' s"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from finesight.engine import Engine
 from finesight.models.layout import memory_format
 
 
@@ -20,3 +21,5 @@ from finesight.models.layout import memory_format
 )
 def test_channels_last_unless_gradients_would_be_spoilt(model: nn.Module, expected: torch.memory_format) -> None:
     assert memory_format(nn.Sequential(model)) is expected
+    placed = Engine("fp32").place(nn.Sequential(model))
+    assert all(weight.is_contiguous(memory_format=expected) for weight in placed.parameters() if weight.dim() == 4)

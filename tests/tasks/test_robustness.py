@@ -302,7 +302,7 @@ def test_a_run_from_data_to_attack(folder: Path, images: Path, tmp_path: Path, c
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["test"]["accuracy"]["n"] == 12
     assert metrics["baselines"]["before training"]["test"]["accuracy"]["n"] == 12
-    assert set(metrics["retention"]) == {"before", "after", "difference"}
+    assert set(metrics["retention"]) == {"before", "after", "difference", "images"}
     attacked = json.loads((output / "attack" / "attack.json").read_text())
     assert attacked["conditions"]["clean"]["accuracy"]["n"] == 12
     assert '<section id="robustness">' in (output / "report.html").read_text()
@@ -325,8 +325,8 @@ def test_a_second_set_of_images_is_read_before_the_first_step(folder: Path, imag
     task = made(folder, images, tmp_path, retention__root=str(images))
     assert task.second is not None
     assert (len(task.second.labels), task.second.classes) == (12, CLASSES)
-    assert any("Second label set" in note and "12 images" in note for note in task.model.notes)
     found = retention.measured(task, ["0"] * 12)["retention"]
+    assert found["images"].startswith(f"12 images of 3 classes from {images}, fingerprint ")
     assert found["before"]["n"] == 12
 
 

@@ -170,7 +170,7 @@ class _Look:
             if same - self.accuracy(last) > ENSEMBLE_MORE:
                 yield (
                     f"PGD overestimates this model: at eps {self.named(last.about['eps'])} the ensemble leaves "
-                    f"{self.accuracy(last):.1%} right, PGD {same:.1%} of the same images. Quote the ensemble."
+                    f"{self.accuracy(last):.1%} right, PGD {same:.1%} of the same images. Quote `worst`."
                 )
             elif self.accuracy(last) - same > max(SQUARE_MORE, slack(len(last.rows))):
                 yield (

@@ -176,7 +176,7 @@ def _read(config: CaptionsConfig) -> tuple[Samples, list[list[str]]]:
         return found, [[" ".join(text.split())] for text in found.captions]
     if config.root and not path.exists() and not config.root.startswith("hub:"):
         raise DataError(f"{config.root}: no such file or folder. Give {_FORMS}.")
-    if path.suffix.lower() == ".zip" or (config.root and path.is_dir() and not hub.is_saved(path)):
+    if path.suffix.lower() in (".zip", ".npz") or (config.root and path.is_dir() and not hub.is_saved(path)):
         raise DataError(f"{config.root}: holds images, and nothing says what they show. Give {_FORMS}.")
     return _from_table(config, path)
 

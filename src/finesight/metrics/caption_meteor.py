@@ -35,6 +35,8 @@ FUNCTION_WORDS = frozenset(_FREQUENT.split())
 """What METEOR 1.5 calls function words: the English words more frequent than one in a thousand."""
 
 _BEAM, _NEAR = 40, 6
+KEPT = 128
+"""Other words that a word remembers not to match."""
 
 _Pair = tuple[int, int]
 _Path = tuple[int, float, int, int, int, Any]
@@ -44,7 +46,7 @@ _rank = itemgetter(0, 1, 2, 3)
 
 
 class _Matches(dict[str, float]):
-    """Weight of a word with another, found when first asked for; only matches are kept, for few of all pairs match."""
+    """Weight of a word with another, found when first asked for; all matches are kept, and some words without one."""
 
     def __init__(self, word: str, wordnet: WordNet | None) -> None:
         self.word = word
@@ -58,7 +60,7 @@ class _Matches(dict[str, float]):
             weight = STEM
         elif self.wordnet and not self.wordnet.synonyms(self.word).isdisjoint(self.wordnet.synonyms(other)):
             weight = SYNONYM
-        if weight:
+        if weight or len(self) < KEPT:
             self[other] = weight
         return weight
 

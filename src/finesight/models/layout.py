@@ -1,4 +1,4 @@
-"""The order in memory of a batch of images that a model is fastest with."""
+"""The order in memory, of images and of the weights of convolutions, that a model is fastest with."""
 
 import torch
 from torch import nn
@@ -9,6 +9,8 @@ _BLOCK = 16
 
 def memory_format(model: nn.Module) -> torch.memory_format:
     """channels_last for a model that convolves, unless the processor's library would spoil its gradients.
+
+    For both: torch convolves with channels last where either its images or its weights are.
 
     oneDNN writes past its buffer in the backward pass of a strided 1 x 1 convolution that has fewer channels than a
     block, with channels last only: gradients are wrong, and the process may end

@@ -106,8 +106,10 @@ def encode(tokenizer: Any, texts: Sequence[str], end: int, longest: int) -> list
 
 
 _WITHIN_WORDS = (
-    (re.compile(r"(?<=\w) ([-/'’]) (?=\w)"), r"\1"),  # x - ray, mg / l, patient ' s
-    (re.compile(r"(?<=\d) ?\. (?=\d)"), "."),  # 2. 5
+    (re.compile(r"(?<=\w) ([-/]) (?=\w)"), r"\1"),  # x - ray, mg / l
+    (re.compile(r"(?<=\w) (['’]) (?=(?:s|t|re|ve|ll|d|m)\b)"), r"\1"),  # patient ' s
+    (re.compile(r"(?<=\d)(?<!\d{4}) ?\. (?=\d)"), "."),  # 2. 5, and not: in 2019. 3 patients
+    (re.compile(r"(?<=\d)(?<!\d{4}) ?, (?=\d{3}\b)"), ","),  # 1, 200
 )
 """Blanks that word pieces (BERT, and with it BLIP and GIT) put around signs within a word or number."""
 

@@ -64,7 +64,7 @@ def tokens(task: "Captioning", texts: list[str], split: str) -> list[list[int]]:
         lost = "is not learnt" if split == "train" else "does not count in the negative log-likelihood"
         note = (
             f"{split}: {cut:,} of {len(rows):,} captions have more than {longest} tokens; what is behind them {lost} "
-            "(--model.longest)."
+            f"({'--model.longest' if longest == task.config.model.longest else 'the positions of the language model'})."
         )
         model.notes.append(note)
         if split == "train":
@@ -74,9 +74,11 @@ def tokens(task: "Captioning", texts: list[str], split: str) -> list[list[int]]:
 
 def mirrored(task: "Captioning") -> list[str]:
     """A warning where training images are mirrored and their captions say left or right."""
+    if not task.config.augment.flip:
+        return []
     texts = [text for of_image in task.references("train") for text in of_image]
     sided = sum(not SIDES.isdisjoint(ptb.tokenize(text)) for text in texts)
-    if not task.config.augment.flip or not sided:
+    if not sided:
         return []
     note = (
         f"Training images are mirrored (augment.flip), and {sided:,} of {len(texts):,} training captions say left or "
@@ -91,7 +93,8 @@ def ceiling(task: "Captioning") -> list[str]:
     references = task.references("validation")
     true = [texts[0] for texts in references]
     model = task.model
-    rows = tokenizers.encode(model.tokenizer, true, model.ends.end, room(model, task.config.generation))
+    longest = room(model, task.config.generation)
+    rows = tokenizers.encode(model.tokenizer, true, model.ends.end, longest)
     back = [tokenizers.decode(model.tokenizer, row) for row in rows]
     lost = sum(ptb.tokenize(one) != ptb.tokenize(other) for one, other in zip(true, back, strict=True))
     if not lost:
@@ -102,7 +105,7 @@ def ceiling(task: "Captioning") -> list[str]:
     )
     return [
         f"{lost:,} of {len(true):,} validation captions do not come back word for word from the tokenizer, cut at "
-        f"{task.config.generation.max_tokens} tokens: a model that wrote every one of them would reach CIDEr "
+        f"{longest} tokens: a model that wrote every one of them would reach CIDEr "
         f"{reached:.2f} there, and the captions themselves {best:.2f}. What is not written by the model, such as the "
         "nearest caption, loses nothing."
     ]

@@ -97,6 +97,11 @@ class Classification:
 
     # ---- data ---------------------------------------------------------------------------------
 
+    @property
+    def held_size(self) -> int:
+        """Side of the images as they are held and given to the model."""
+        return self.config.data.size or self.model.image_size
+
     @staticmethod
     def load(config: ClassificationConfig) -> "DatasetDict":
         """train, validation and test, before anything is decoded."""
@@ -110,7 +115,7 @@ class Classification:
     def prepare(self, data: "DatasetDict") -> "DatasetDict":
         """Decode (once), cache frozen features where that is sound; returns the data without unreadable images."""
         options = self.config.data
-        found = decode(data, options, options.size or self.model.image_size, self.fit, self.engine, self.say)
+        found = decode(data, options, self.held_size, self.fit, self.engine, self.say)
         data, self.pixels = found.data, found.pixels
         self.labels = {split: np.asarray(data[split]["label"], dtype=np.int64) for split in data}
         directory = cache.folder(options.cache_dir)

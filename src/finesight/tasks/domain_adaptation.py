@@ -192,6 +192,11 @@ class DomainAdaptation:
             self._prepare_training(list(data["train"]["id"]))
         return data
 
+    @property
+    def held_size(self) -> int:
+        """Side of the images as they are held and given to the model; the digits of the source lie in a margin."""
+        return self.model.image_size
+
     def _decoded(self, data: "DatasetDict") -> "tuple[DatasetDict, dict[str, Tensor]]":
         """Images uint8 [N, 3, S, S] at the model's size; those of the source inside their margin."""
         options, size = self.config.data, self.model.image_size

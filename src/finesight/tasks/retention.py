@@ -45,12 +45,13 @@ def check(config: RetentionConfig, classes: list[str]) -> None:
 
 
 class Second(NamedTuple):
-    """uint8 [N, 3, S, S], labels [N], their names, and the groups of the images."""
+    """uint8 [N, 3, S, S], labels [N], their names, the groups of the images, and what they are in words."""
 
     pixels: Tensor
     labels: NDArray[np.int64]
     classes: list[str]
     groups: list[str]
+    images: str
 
 
 def is_wanted(task: "Robustness") -> bool:
@@ -70,14 +71,14 @@ def opened(task: "Robustness") -> Second | None:
 
 
 def measured(task: "Robustness", groups: list[str]) -> dict[str, Any]:
-    """{"retention": {"before", "after": {value, low, high, n}, "difference": {difference, low, high, p, …}}}, or {}.
+    """{"retention": {"before", "after": {value, low, high, n}, "difference": {difference, low, high, p, …}, "images"}}.
 
-    Accuracy on the second label set by the model as it was before training and as it is; the images are the same and
-    so are the resamples. Raises `ConfigError` for a class without a second name.
+    {} where none is asked for. Accuracy on the second label set by the model as it was before training and as it is;
+    the images are the same and so are the resamples. Raises `ConfigError` for a class without a second name.
     """
     if not is_wanted(task):
         return {}
-    pixels, labels, classes, groups = task.second or _second_set(task, groups)
+    pixels, labels, classes, groups, images = task.second or _second_set(task, groups)
     vectors, metric, settings = _vectors(task, classes), ClassificationMetric(classes), task.config.evaluation
     options: dict[str, Any] = {
         "groups": groups if len(set(groups)) < len(groups) else None,
@@ -90,7 +91,8 @@ def measured(task: "Robustness", groups: list[str]) -> dict[str, Any]:
         name: bootstrap.intervals(metric, table, **options)["accuracy"]
         for name, table in (("before", before), ("after", after))
     }
-    return {MEASURED: found | {"difference": bootstrap.paired(metric, before, after, **options)["accuracy"]}}
+    difference = bootstrap.paired(metric, before, after, **options)["accuracy"]
+    return {MEASURED: found | {"difference": difference, "images": images}}
 
 
 def _vectors(task: "Robustness", classes: list[str]) -> Tensor:
@@ -109,7 +111,7 @@ def _second_set(task: "Robustness", groups: list[str]) -> Second:
     names = _renamed(task.classes, config.labels or {})
     classes = sorted(set(names))
     of = np.array([classes.index(name) for name in names])
-    return Second(task.pixels["test"], of[task.labels["test"]], classes, groups)
+    return Second(task.pixels["test"], of[task.labels["test"]], classes, groups, "the test images, with other names")
 
 
 def _other_images(task: "Robustness") -> Second:
@@ -118,11 +120,8 @@ def _other_images(task: "Robustness") -> Second:
     data = DatasetDict({"test": loading.load_test_set(source, samples.classes)})
     found = decode(data, source, task.held_size, task.fit, task.engine, task.say)
     rows, stamp = found.data["test"], fingerprint(data, cache.folder(source.cache_dir))
-    task.model.notes.append(
-        f"Second label set {source.root}: {len(rows):,} images of {len(samples.classes)} classes, "
-        f"fingerprint {stamp[:12]}."
-    )
-    return Second(found.pixels["test"], np.asarray(rows["label"]), list(samples.classes), list(rows["group"]))
+    said = f"{len(rows):,} images of {len(samples.classes)} classes from {source.root}, fingerprint {stamp[:12]}"
+    return Second(found.pixels["test"], np.asarray(rows["label"]), list(samples.classes), list(rows["group"]), said)
 
 
 def _renamed(classes: list[str], names: dict[str, str]) -> list[str]:

@@ -136,11 +136,6 @@ class Robustness(Classification):
         head = getattr(self.model.head, "fixed", self.model.head)
         return float(head.log_scale.exp())  # type: ignore[operator]
 
-    @property
-    def held_size(self) -> int:
-        """Side of the images as they are held, attacked and given to the model."""
-        return self.config.data.size or self.model.image_size
-
     # ---- learning -----------------------------------------------------------------------------
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
