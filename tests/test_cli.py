@@ -235,11 +235,23 @@ def test_eval_refuses_options_that_would_turn_training_samples_into_test_samples
 def test_eval_measures_another_test_set_whole(finished: Path, tmp_path: Path, capsys: Any) -> None:
     other = pictures.folder(tmp_path / "other", each=7, seed=5)
     assert main(["eval", str(finished), "--data.root", str(other), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["accuracy"]["n"] == 21
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["accuracy"]["n"] == 21
+    assert "trained on" not in printed.err
     (other / "disc").rename(other / "circle")
     assert main(["eval", str(finished), "--data.root", str(other)]) == 2
     assert "not trained on: circle" in capsys.readouterr().err
     assert main(["eval", str(finished), "--split", "train"]) == 2
+
+
+def test_eval_says_that_the_run_has_learnt_from_images_of_another_test_set(
+    finished: Path, images: Path, capsys: Any, caplog: Any
+) -> None:
+    assert main(["eval", str(finished), "--data.root", str(images), "--json"]) == 0
+    printed = capsys.readouterr()
+    tested = json.loads((finished / "metrics.json").read_text())["test"]["accuracy"]["n"]
+    whole = json.loads(printed.out)["accuracy"]["n"]
+    assert f"{whole - tested} of {whole} images are among those it was trained on" in printed.err + caplog.text
 
 
 def test_predict_takes_one_array_as_one_image(finished: Path, images: Path) -> None:

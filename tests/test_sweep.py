@@ -182,6 +182,14 @@ def test_a_sweep_stopped_in_an_attack_attacks_that_run_again(
     assert "attack.iters: 1 -> 2" in capsys.readouterr().err
 
 
+def test_an_option_that_one_recipe_does_not_take_is_said_to_be_its(
+    clip_words: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    words = ["sweep", "clip-tecoa", "clip-zero-shot", "--output", str(tmp_path / "new"), *clip_words]
+    assert main([*words, "--train.epochs", "1"]) == 2
+    assert "clip-zero-shot: does not take these options" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

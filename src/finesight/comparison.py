@@ -92,7 +92,7 @@ def _test_rows(path: Path) -> dict[str, list[Any]]:
 
 def _same_conditions(a: tuple[Path, str, dict[str, Any]], b: tuple[Path, str, dict[str, Any]]) -> None:
     (path_a, task_a, conditions_a), (path_b, task_b, conditions_b) = a, b
-    comparable = {"classification", "domain-adaptation"}
+    comparable = {"classification", "domain-adaptation", "robustness"}
     if task_a != task_b and not {task_a, task_b} <= comparable:
         raise RunError(f"{path_a} and {path_b}: a {task_a} and a {task_b} run have no common metric.")
     different = [

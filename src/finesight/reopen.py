@@ -12,9 +12,9 @@ from datasets import DatasetDict
 
 from finesight import cache, checkpoint, recipes
 from finesight import config as configuration
-from finesight.data.fingerprint import fingerprint
+from finesight.data.fingerprint import content_hashes, fingerprint
 from finesight.engine import Engine
-from finesight.errors import ConfigError, RunError
+from finesight.errors import ConfigError, RunError, UserError
 from finesight.evaluate import NO_SPLIT, evaluate, predict
 from finesight.run_folder import RunFolder, open_run
 from finesight.train import load_weights
@@ -86,6 +86,7 @@ def evaluate_again(path: Path, split: str = "test", overrides: Mapping[str, Any]
             logging.getLogger("finesight").warning("%s: measured otherwise than the run was: %s.", folder.path, change)
         if foreign:
             split, part = "test", kind.load_test(config, task.classes)
+            _warn_of_known_images(folder, kind.load, configuration.build(kind.Config, stored), part)
         else:
             data = kind.load(config)
             refuse_changed_data(folder, fingerprint(data, cache.folder(config.data.cache_dir)))
@@ -96,6 +97,23 @@ def evaluate_again(path: Path, split: str = "test", overrides: Mapping[str, Any]
         return evaluate(task, predictions, groups, config.evaluation, config.seed, baselines=False)[split]
     finally:
         engine.close()
+
+
+def _warn_of_known_images(folder: RunFolder, load: Any, config: Any, part: Any) -> None:
+    """Say how many images of another test set the run was trained on or chosen by; nothing where its data is gone."""
+    try:
+        data = load(config)
+        directory = cache.folder(config.data.cache_dir)
+        known = {each for split in data if split != "test" for each in content_hashes(data[split], directory)}
+    except UserError:
+        return
+    found = sum(each in known for each in content_hashes(part, directory))
+    if found:
+        logging.getLogger("finesight").warning(
+            "%s: %s of %s images are among those it was trained on or chosen by, so the numbers are too good. Leave "
+            "them out; its own test images are measured without naming any data.",
+            folder.path, f"{found:,}", f"{len(part):,}",
+        )  # fmt: skip
 
 
 def _refuse_new_splits(given: Mapping[str, Any], foreign: bool, key: str) -> None:

@@ -83,11 +83,18 @@ def _plan(item: Item, flags: list[str]) -> tuple[str, dict[str, Any], Mapping[st
     """Name and options of the recipe, and what is given beside them; checked."""
     name, base = recipes.read(item.recipe)
     kind = recipes.task_class(base).Config
-    options = configuration.parse_flags([*flags, *item.flags], kind)
-    config = configuration.build(kind, base, options)
-    config.data.require()
-    if hasattr(config, "attack"):
-        stress.check(config.attack)
+    try:
+        options = configuration.parse_flags([*flags, *item.flags], kind)
+        config = configuration.build(kind, base, options)
+        config.data.require()
+        if hasattr(config, "attack"):
+            stress.check(config.attack)
+    except ConfigError as error:
+        example = f"{item.recipe}:train.epochs=1"
+        raise ConfigError(
+            *error.problems, f"{item.name}: does not take these options. Those for one recipe alone stand behind a "
+            f"colon: {example}.",
+        ) from None  # fmt: skip
     return name, base, options
 
 

@@ -79,6 +79,19 @@ def test_byte_order_mark_semicolons_quotes_and_windows_line_ends(folder):
     assert samples.ids == ["img/a.png", 'img/odd; "name".png']
 
 
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ('image,label\nimg/a.png,cat\nimg/b.png,"dog\nimg/c.png,cat\n', 4),  # would be one label of two lines
+        ('image,label\nimg/a.png,"cat" or "dog"\n', 2),
+        ('"image,label\nimg/a.png,cat\n', 2),
+    ],
+)
+def test_a_quote_that_is_not_closed_is_refused(folder, text, row):
+    with pytest.raises(DataError, match=rf"row {row}: .*A quote is not closed"):
+        read(csv_of(folder, text))
+
+
 def test_everything_wrong_is_in_one_error_with_file_and_row(folder):
     lines = [
         b"image,label,id,split",

@@ -204,7 +204,7 @@ def text_columns(path: Path) -> list[str]:
 def _cells(text: str) -> Any:
     """The rows of a CSV, cut at the sign that its first line has most of. (Its type has no public name.)"""
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
 
 
 def _header(reader: Any) -> list[str]:
@@ -215,16 +215,23 @@ def _read_csv(path: Path, problems: list[str]) -> tuple[list[int], Columns]:
     rows: list[int] = []
     cells: list[list[str]] = []
     reader = _cells(_read_text(path))
-    header = _header(reader)
-    if len(set(header)) < len(header):
-        raise DataError(f"{path}: the header names a column twice: {', '.join(header)}.")
+    header: list[str] = []
     try:
+        header = _header(reader)
+        if len(set(header)) < len(header):
+            raise DataError(f"{path}: the header names a column twice: {', '.join(header)}.")
         for cell in reader:
             if cell and _good_row(path, reader.line_num, cell, len(header), problems):
                 rows.append(reader.line_num)
                 cells.append(cell)
     except csv.Error as error:
-        problems.append(f"{path}, row {reader.line_num}: {error}.")
+        problem = (
+            f"{path}, row {reader.line_num}: {error}. A quote is not closed, or stands within a cell: put the cell "
+            'into double quotes, and write each quote within it twice ("").'
+        )
+        if not header:
+            raise DataError(problem) from None
+        problems.append(problem)
     columns = {name: [row[position] for row in cells] for position, name in enumerate(header)}
     return rows, columns
 
