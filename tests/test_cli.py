@@ -483,7 +483,12 @@ def test_sigterm_in_a_run_of_seeds_names_the_command_that_continues_all_of_them(
     assert "Traceback" not in errors
 
 
-def test_the_command_line_leaves_the_handlers_of_its_process_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    assert main(["list"]) == 0
-    assert signal.getsignal(signal.SIGTERM) is before
+def test_the_command_line_leaves_the_handlers_of_its_process_alone() -> None:
+    def own(_number: int, _frame: Any) -> None: ...
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        assert main(["list"]) == 0
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -90,11 +90,8 @@ def _plan(item: Item, flags: list[str]) -> tuple[str, dict[str, Any], Mapping[st
         if hasattr(config, "attack"):
             stress.check(config.attack)
     except ConfigError as error:
-        example = f"{item.recipe}:train.epochs=1"
-        raise ConfigError(
-            *error.problems, f"{item.name}: does not take these options. Those for one recipe alone stand behind a "
-            f"colon: {example}.",
-        ) from None  # fmt: skip
+        problems = [f"{item.name}: {problem}" for problem in error.problems]
+        raise ConfigError(*problems, "An option for one recipe alone stands behind it: RECIPE:OPTION=VALUE.") from None
     return name, base, options
 
 

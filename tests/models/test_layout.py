@@ -21,5 +21,13 @@ from finesight.models.layout import memory_format
 )
 def test_channels_last_unless_gradients_would_be_spoilt(model: nn.Module, expected: torch.memory_format) -> None:
     assert memory_format(nn.Sequential(model)) is expected
-    placed = Engine("fp32").place(nn.Sequential(model))
-    assert all(weight.is_contiguous(memory_format=expected) for weight in placed.parameters() if weight.dim() == 4)
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(8, torch.contiguous_format), (16, torch.channels_last)])
+def test_the_weights_of_a_placed_model_have_that_layout(channels: int, expected: torch.memory_format) -> None:
+    """torch convolves with channels last where the weights are, whatever the images."""
+    first = nn.Conv2d(3, channels, 3)  # a weight of 1 x 1 has both layouts at once
+    placed = Engine("fp32").place(nn.Sequential(first, nn.Conv2d(channels, 32, 1, stride=2)))
+    assert first.weight.is_contiguous(memory_format=expected)
+    made = placed(torch.rand(2, 3, 12, 12))
+    assert made.is_contiguous(memory_format=expected)

@@ -94,9 +94,8 @@ def attacking(model: Model, device: torch.device, bf16: bool = False) -> Iterato
     """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     parts = [part for part in modules if part.training]
-    patches = [part for part in modules if isinstance(part, nn.Conv2d) and _cuts_patches(part)]
-    if device.type != "cpu":
-        patches = []
+    convolutions = [part for part in modules if type(part) is nn.Conv2d and device.type == "cpu"]
+    patches = [part for part in convolutions if _cuts_patches(part)]
     try:
         if parts:
             model.eval()  # type: ignore[attr-defined]
@@ -121,8 +120,7 @@ def _cuts_patches(part: nn.Conv2d) -> bool:
     With many channels, or for smaller windows, the convolution is the faster of both.
     """
     return (
-        type(part) is nn.Conv2d
-        and "forward" not in part.__dict__
+        "forward" not in part.__dict__
         and part.in_channels <= 4 <= min(part.kernel_size)
         and part.kernel_size == part.stride
         and part.padding in ((0, 0), "valid")
